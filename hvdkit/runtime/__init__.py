@@ -1,0 +1,28 @@
+"""The only package that imports horovod or mpi4py: process start-up, the `World`, and both libraries' quirks.
+
+Other packages take the `World` as an argument; only the module-level functions that mirror Horovod's ask
+`current_world()`.
+"""
+
+from hvdkit.runtime.agreement import gather_objects, raise_together, share_object
+from hvdkit.runtime.failure import die, end_job_on_error, fail_job
+from hvdkit.runtime.launcher import LaunchInfo, launch_info
+from hvdkit.runtime.startup import current_world, init, is_initialized, require_world, shutdown
+from hvdkit.runtime.world import World
+
+__all__ = [
+    "LaunchInfo",
+    "World",
+    "current_world",
+    "die",
+    "end_job_on_error",
+    "fail_job",
+    "gather_objects",
+    "init",
+    "is_initialized",
+    "launch_info",
+    "raise_together",
+    "require_world",
+    "share_object",
+    "shutdown",
+]

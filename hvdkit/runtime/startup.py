@@ -1,0 +1,145 @@
+"""`init()` and `shutdown()`: starts MPI, then Horovod, and holds the one current `World` of this process."""
+
+import atexit
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from hvdkit.errors import LaunchError
+from hvdkit.runtime.agreement import gather_objects
+from hvdkit.runtime.engine import horovod
+from hvdkit.runtime.failure import install_hooks
+from hvdkit.runtime.launcher import launch_info
+from hvdkit.runtime.mpi import finish_mpi, start_mpi
+from hvdkit.runtime.world import World, fair_threads, usable_cores
+
+NOT_INITIALIZED = "Horovod has not been initialized; use hvd.init()."
+
+
+class _Process:
+    """What this process holds for its lifetime: the current world and what must be undone at its end."""
+
+    def __init__(self) -> None:
+        self.world: World | None = None
+        self.generation = 0
+        self.restore_hooks: Callable[[], None] = lambda: None
+        self.at_exit_installed = False
+
+
+_process = _Process()
+
+
+def init(comm: Any = None, process_sets: Any = None) -> World:
+    """Start Horovod (and MPI before it) and return this process's `World`. Collective over all ranks.
+
+    Args:
+        comm: as in Horovod: None for all ranks, a list of ranks of MPI_COMM_WORLD, or an mpi4py communicator.
+        process_sets: as in Horovod: a list of `ProcessSet`, or `"dynamic"`.
+
+    Calling it again while initialised returns the same world, as in Horovod. Raises HorovodMissingError without
+    Horovod, LaunchError where the launcher announced several ranks and this process found itself alone.
+    """
+    if _process.world is not None and is_initialized():
+        return _process.world
+    launch = launch_info()
+    engine = horovod()
+    mpi = None if launch.uses_gloo else start_mpi(launch.local_size)
+    if mpi is not None and mpi.COMM_WORLD.Get_size() == 1 and launch.size > 1:
+        raise LaunchError(
+            f"{launch.launcher} announced {launch.size} ranks, but this process found itself alone: the launcher "
+            f"and the MPI library do not belong together. MPI library here: {mpi.Get_library_version().split(',')[0]}"
+            f"; use the launcher of that MPI (`hvdkit run -np {launch.size} -- ...` picks it, `hvdkit doctor` "
+            "compares them)"
+        )
+    engine.mpi_ops.init(comm=comm, process_sets=process_sets)
+    if not _process.at_exit_installed:
+        # Registered after Horovod's own handler, so that it runs first: Horovod stops, then MPI is finalised.
+        atexit.register(_finish)
+        _process.at_exit_installed = True
+    _process.generation += 1
+    _process.world = _make_world(engine, mpi, comm)
+    if _process.world.size > 1:
+        _process.restore_hooks = install_hooks(_process.world.rank, _process.world.size)
+    return _process.world
+
+
+def shutdown() -> None:
+    """Stop Horovod. Collective. MPI goes on until the process ends, so that `init()` works again."""
+    world, _process.world = _process.world, None
+    _process.restore_hooks()
+    _process.restore_hooks = lambda: None
+    horovod().mpi_ops.shutdown()
+    if world is not None:
+        for communicator in (world.cross_comm, world.local_comm, world.comm):
+            if communicator is not None:
+                communicator.Free()
+
+
+def is_initialized() -> bool:
+    """Whether Horovod is running in this process."""
+    return _process.world is not None and bool(horovod().mpi_ops.is_initialized())
+
+
+def current_world() -> World | None:
+    """The world of the running job, or None before `init()` and after `shutdown()`."""
+    return _process.world
+
+
+def require_world() -> World:
+    """The world of the running job; raises ValueError with Horovod's words before `init()`."""
+    if _process.world is None:
+        raise ValueError(NOT_INITIALIZED)
+    return _process.world
+
+
+def _make_world(engine: Any, mpi: Any, ranks: Any) -> World:
+    ops = engine.mpi_ops
+    rank, size, local_rank = ops.rank(), ops.size(), ops.local_rank()
+    world = World(
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        local_size=ops.local_size(),
+        cross_rank=ops.cross_rank(),
+        cross_size=ops.cross_size(),
+        backend="gloo" if mpi is None else "mpi",
+        hostname=socket.gethostname(),
+        device=_device(local_rank),
+        threads=1,
+        generation=_process.generation,
+        comm=None if mpi is None else _communicator(mpi, ranks),
+    )
+    if world.comm is not None:
+        world = replace(
+            world,
+            local_comm=world.comm.Split_type(mpi.COMM_TYPE_SHARED, key=rank),
+            cross_comm=world.comm.Split(color=local_rank, key=rank),
+        )
+    cores = usable_cores()
+    neighbours = [mask for host, mask in gather_objects(world, (world.hostname, cores)) if host == world.hostname]
+    return replace(world, threads=fair_threads(cores, neighbours))
+
+
+def _communicator(mpi: Any, ranks: Any) -> Any:
+    """hvdkit's own duplicate of the communicator that Horovod runs on."""
+    if ranks is None or (isinstance(ranks, Sequence) and not ranks):
+        return mpi.COMM_WORLD.Dup()
+    if isinstance(ranks, Sequence):
+        group = mpi.COMM_WORLD.Get_group().Incl(list(ranks))
+        return mpi.COMM_WORLD.Create_group(group)
+    return ranks.Dup()
+
+
+def _device(local_rank: int) -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def _finish() -> None:
+    if _process.world is not None:
+        shutdown()
+    finish_mpi()
