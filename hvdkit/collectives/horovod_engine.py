@@ -1,0 +1,57 @@
+"""Collectives by Horovod's engine: negotiated, asynchronous, fused; NCCL on GPUs, MPI or Gloo on CPUs.
+
+Source: A. Sergeev, M. Del Balso, "Horovod: fast and easy distributed deep learning in TensorFlow",
+arXiv:1802.05799. A small all-reduce takes one cycle of the engine, about 1 ms by default.
+"""
+
+import pickle
+from typing import Any
+
+import torch
+
+from hvdkit.collectives.interface import ReduceOp, Work
+from hvdkit.runtime import dropin
+from hvdkit.runtime.engine import horovod
+from hvdkit.runtime.world import World
+
+
+class HorovodEngine:
+    """Horovod's engine over all ranks of `world`, or over those of `process_set` (a Horovod `ProcessSet`)."""
+
+    def __init__(self, world: World, process_set: Any = None) -> None:
+        self._process_set = horovod().global_process_set if process_set is None else process_set
+        self.size: int = self._process_set.size()
+        self.index: int = self._process_set.rank()
+        self._root_rank: int = world.rank if self.size == 1 else self._process_set.ranks[0]
+
+    def all_reduce_async_(
+        self, tensor: torch.Tensor, name: str, *, op: ReduceOp = "sum", prescale: float = 1.0
+    ) -> Work:
+        """See `Collectives`. Ranks may call in any order: the engine negotiates by `name`."""
+        engine_op = getattr(horovod(), op.capitalize())
+        handle = dropin.allreduce_async_(
+            tensor, name=name, op=engine_op, prescale_factor=prescale, process_set=self._process_set
+        )
+        return _EngineWork(handle)
+
+    def all_gather(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
+        """See `Collectives`."""
+        gathered: torch.Tensor = dropin.allgather(tensor, name=name, process_set=self._process_set)
+        return gathered
+
+    def gather_objects(self, item: Any, name: str) -> list[Any]:
+        """See `Collectives`."""
+        payload = torch.frombuffer(bytearray(pickle.dumps(item)), dtype=torch.uint8)
+        lengths = self.all_gather(torch.tensor([payload.numel()]), name=f"{name}.lengths").tolist()
+        gathered = self.all_gather(payload, name=f"{name}.payload")
+        # Only what a rank of this same job pickled is unpickled here.
+        return [pickle.loads(part.numpy().tobytes()) for part in gathered.split(lengths)]
+
+
+class _EngineWork:
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def wait(self) -> torch.Tensor:
+        result: torch.Tensor = dropin.synchronize(self._handle)
+        return result

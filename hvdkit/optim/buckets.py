@@ -1,0 +1,115 @@
+"""Flat buckets of gradients: what one all-reduce carries.
+
+Source: S. Li et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training",
+arXiv:2006.15704, section 3.2.3. A bucket holds parameters of one dtype and device in the order in which their
+gradients became ready, so that it is complete early and its reduction overlaps the rest of backward.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+DEFAULT_BUCKET_BYTES = 16 * 2**20
+
+
+@dataclass
+class Bucket:
+    """Parameters `indices` (into the optimizer's parameter list) and one flat buffer for their gradients."""
+
+    indices: list[int]
+    shapes: list[torch.Size]
+    dtype: torch.dtype
+    device: torch.device
+    flat: torch.Tensor = field(init=False)
+    """(n,) of the parameters' dtype (its real counterpart for complex ones), contiguous."""
+    views: list[torch.Tensor] = field(init=False)
+    """One view of `flat` per parameter, in the parameter's shape and dtype."""
+
+    def __post_init__(self) -> None:
+        counts = [shape.numel() for shape in self.shapes]
+        buffer = torch.zeros(sum(counts), dtype=self.dtype, device=self.device)
+        self.views = [part.view(shape) for part, shape in zip(buffer.split(counts), self.shapes, strict=True)]
+        self.flat = torch.view_as_real(buffer).view(-1) if self.dtype.is_complex else buffer
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the flat buffer."""
+        return self.flat.numel() * self.flat.element_size()
+
+    def fill(self, gradients: Sequence[torch.Tensor | None]) -> None:
+        """Copy `gradients` (one per parameter; None counts as zeros) into the flat buffer."""
+        present = [(view, grad) for view, grad in zip(self.views, gradients, strict=True) if grad is not None]
+        if len(present) < len(self.views):
+            self.flat.zero_()
+        if present:
+            torch._foreach_copy_([view for view, _ in present], [_dense(grad) for _, grad in present])
+
+
+def plan_buckets(
+    parameters: Sequence[torch.Tensor],
+    order: Sequence[int],
+    *,
+    bucket_bytes: int,
+    groups: Sequence[Sequence[int]] | int | None = None,
+) -> list[Bucket]:
+    """Cut the parameters `order` (indices, in the order their gradients become ready) into buckets.
+
+    `groups` is Horovod's option: a number of groups of about equal count, or lists of indices that belong together
+    (what they leave out gets a bucket each). Otherwise a bucket is closed when it reaches `bucket_bytes`.
+    """
+    if isinstance(groups, int):
+        parts = _split_evenly(order, groups)
+    elif groups is not None:
+        position = {index: place for place, index in enumerate(order)}
+        named = {index for group in groups for index in group}
+        parts = [sorted((i for i in group if i in position), key=position.__getitem__) for group in groups]
+        parts += [[index] for index in order if index not in named]
+        parts = sorted((part for part in parts if part), key=lambda part: max(position[i] for i in part))
+    else:
+        parts = _split_by_bytes(parameters, order, bucket_bytes)
+    return [
+        Bucket([*same], [parameters[i].shape for i in same], parameters[same[0]].dtype, parameters[same[0]].device)
+        for part in parts
+        for same in _split_by_kind(parameters, part)
+    ]
+
+
+def _split_by_bytes(parameters: Sequence[torch.Tensor], order: Sequence[int], limit: int) -> list[list[int]]:
+    # One open bucket per kind, so that parameters of two dtypes in turn do not end in buckets of one each.
+    done: list[list[int]] = []
+    opened: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    filled: dict[tuple[torch.dtype, torch.device], int] = {}
+    for index in order:
+        parameter = parameters[index]
+        kind = (parameter.dtype, parameter.device)
+        nbytes = parameter.numel() * parameter.element_size()
+        if kind in opened and filled[kind] + nbytes > limit:
+            done.append(opened.pop(kind))
+        if kind not in opened:
+            opened[kind], filled[kind] = [], 0
+        opened[kind].append(index)
+        filled[kind] += nbytes
+    return done + list(opened.values())
+
+
+def _split_by_kind(parameters: Sequence[torch.Tensor], part: Sequence[int]) -> list[list[int]]:
+    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for index in part:
+        kinds.setdefault((parameters[index].dtype, parameters[index].device), []).append(index)
+    return list(kinds.values())
+
+
+def _split_evenly(order: Sequence[int], count: int) -> list[list[int]]:
+    count = min(count, len(order)) or 1
+    base, extra = divmod(len(order), count)
+    parts, start = [], 0
+    for number in range(count):
+        stop = start + base + (number < extra)
+        parts.append([*order[start:stop]])
+        start = stop
+    return [part for part in parts if part]
+
+
+def _dense(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient

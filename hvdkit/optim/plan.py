@@ -1,0 +1,85 @@
+"""What the ranks agree on before they reduce their first gradients: same parameters, one order, one name."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hvdkit.collectives import Collectives
+from hvdkit.errors import HvdkitError
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one rank saw in the backward pass before the agreement."""
+
+    order: list[int]
+    """Indices of parameters in the order in which their gradients became ready; may be empty."""
+    fires: list[int]
+    """How often each parameter's gradient was accumulated in that one backward (more than once where reentrant
+    checkpointing uses a parameter in several segments)."""
+    sparse: list[bool]
+    """Which gradients were sparse."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The same on every rank."""
+
+    key: str
+    order: list[int]
+    expected_fires: list[int]
+    sparse: list[bool]
+    fixed_total: float
+    """Sum of the ranks' fixed weights."""
+
+
+def agree(
+    collectives: Collectives,
+    names: Sequence[str],
+    parameters: Sequence[torch.Tensor],
+    active: Sequence[bool],
+    seen: Observation,
+    fixed_weight: float,
+) -> Agreement:
+    """Compare all ranks' parameters and settle order, sparsity and name. Collective, once per plan.
+
+    `active` says which parameters take part. The order is the first rank's; parameters that it did not use follow,
+    last registered first. Raises HvdkitError on all ranks if their parameters differ.
+    """
+    signature = [
+        (name, tuple(p.shape), str(p.dtype), trains) for name, p, trains in zip(names, parameters, active, strict=True)
+    ]
+    gathered: list[tuple[int, Any, Observation, float]] = collectives.gather_objects(
+        (next(_numbers), signature, seen, fixed_weight), name="hvdkit.optimizer.agree"
+    )
+    _check_same_parameters([item[1] for item in gathered])
+    first = gathered[0][2]
+    order = [*first.order, *(i for i in reversed(range(len(parameters))) if i not in set(first.order))]
+    return Agreement(
+        key=f"hvdkit.optimizer.{gathered[0][0]}",
+        order=[index for index in order if active[index]],
+        expected_fires=[max(1, *(item[2].fires[i] for item in gathered)) for i in range(len(parameters))],
+        sparse=[any(item[2].sparse[i] for item in gathered) for i in range(len(parameters))],
+        fixed_total=sum(item[3] for item in gathered),
+    )
+
+
+def _check_same_parameters(signatures: list[list[tuple[Any, ...]]]) -> None:
+    for rank, other in enumerate(signatures):
+        if other == signatures[0]:
+            continue
+        if len(other) != len(signatures[0]):
+            what = f"the first rank's optimizer has {len(signatures[0])} parameters, rank {rank}'s has {len(other)}"
+        else:
+            mine, theirs = next(pair for pair in zip(signatures[0], other, strict=True) if pair[0] != pair[1])
+            words = "{} {} {} (trained: {})"
+            what = f"the first rank has {words.format(*mine)}, rank {rank} has {words.format(*theirs)}"
+        raise HvdkitError(
+            f"DistributedOptimizer: ranks disagree on the parameters: {what}; every rank must build the same model, "
+            "freeze the same parameters, and step its optimizers in the same order"
+        )

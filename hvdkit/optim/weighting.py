@@ -1,0 +1,69 @@
+"""Weights of the ranks' gradients: grad = sum_i w_i grad_i / sum_i w_i.
+
+A rank's weight of a step is `fixed` (its capability, 1 by default) times the number of items, usually valid tokens,
+that `weigh` counted over its micro-batches. `weigh` multiplies the mean loss of a micro-batch by its count, so the
+accumulated local gradient is already a sum over items, and dividing the ranks' sum by the total count gives the
+gradient of one process on the union of the batches.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from hvdkit.errors import HvdkitError
+
+
+@dataclass
+class Weighting:
+    """This rank's weight of the step that is being accumulated."""
+
+    fixed: float = 1.0
+    counted: float = 0.0
+    is_counting: bool = False
+    ran_uncounted_backward: bool = False
+
+    def weigh(self, loss: torch.Tensor, count: float) -> torch.Tensor:
+        """Add `count` to this step's weight and return `loss * count`; `loss` is a mean over `count` items."""
+        count = float(count)
+        if not 0 <= count < float("inf"):
+            raise ValueError(f"weigh: count={count} is not a weight; it must be a finite number, 0 or more")
+        self.is_counting = True
+        self.counted += count
+        return loss * count
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether this rank's gradients count for nothing; they are then sent as zeros, whatever they hold."""
+        return self.fixed == 0 or (self.is_counting and self.counted == 0)
+
+    def restart(self) -> None:
+        """Begin the next step."""
+        self.counted, self.is_counting, self.ran_uncounted_backward = 0.0, False, False
+
+    def encode(self) -> list[float]:
+        """What this rank tells the others, to be summed over ranks: FIELDS numbers."""
+        return [
+            float(self.is_counting),
+            float(self.ran_uncounted_backward and not self.is_counting),
+            self.fixed * self.counted,
+        ]
+
+
+FIELDS = 3
+
+
+def divisor(summed: torch.Tensor, fixed_total: float) -> float:
+    """The number that the summed gradients are divided by, from the ranks' summed `encode()`: (FIELDS,) float64.
+
+    `fixed_total` is the sum of all ranks' fixed weights. Raises HvdkitError, on all ranks alike, if some ranks
+    weighed their loss and others ran backward without.
+    """
+    counting, uncounted, total = summed.tolist()
+    if not counting:
+        return fixed_total or 1.0
+    if uncounted:
+        raise HvdkitError(
+            f"{int(counting)} ranks weighed their loss with optimizer.weigh() in this step and {int(uncounted)} ran "
+            "backward() without: use weigh() on every rank (with the count of its items) or on none"
+        )
+    return total or 1.0

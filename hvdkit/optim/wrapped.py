@@ -1,0 +1,209 @@
+"""What wrapping adds to an optimizer's class: aggregation before each step, and nothing else.
+
+The optimizer object itself is kept and given a subclass of its own class, so state, defaults, hooks, schedulers
+and every reference to it stay valid. (Horovod builds a new object by running the class's constructor again with the
+parameter groups alone, which loses state and fails for constructors of another shape.)
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from hvdkit.collectives import Collectives, HorovodEngine
+from hvdkit.optim.adasum import adasum_step
+from hvdkit.optim.reducer import Reducer, ReducerOptions, Statistics
+from hvdkit.runtime import World, current_world
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a pickled or copied optimizer needs to be wrapped again."""
+
+    options: ReducerOptions
+    names: tuple[str, ...]
+    process_set: Any
+    """Horovod's `ProcessSet`, or None for all ranks."""
+
+
+class _Connection:
+    """Gives a reducer the collectives of the world that is current, a new one after each restart of Horovod."""
+
+    def __init__(self, process_set: Any) -> None:
+        self._process_set = process_set
+        self._world: World | None = None
+        self._collectives: Collectives | None = None
+
+    def __call__(self) -> Collectives | None:
+        world = current_world()
+        if world is not self._world:
+            self._world = world
+            outside = self._process_set is not None and not self._process_set.included()
+            self._collectives = None if world is None or outside else HorovodEngine(world, self._process_set)
+        return self._collectives
+
+
+def wrap(optimizer: torch.optim.Optimizer, settings: Settings) -> torch.optim.Optimizer:
+    """Give `optimizer` the distributed subclass of its class, and a reducer; returns the same object."""
+    if isinstance(optimizer, Distributed):
+        optimizer._reducer.close()
+        base = optimizer._base_class
+    else:
+        base = type(optimizer)
+    optimizer.__class__ = _distributed_class(base)
+    _rebind_scheduled_step(optimizer)
+    assert isinstance(optimizer, Distributed)
+    optimizer._settings = settings
+    optimizer._connection = _Connection(settings.process_set)
+    optimizer._skips_synchronize = False
+    # Adasum combines parameters, not gradients: its gradients stay local.
+    connect = (lambda: None) if settings.options.op == "adasum" else optimizer._connection
+    optimizer._reducer = Reducer(settings.names, _parameters(optimizer), settings.options, connect)
+    return optimizer
+
+
+class Distributed:
+    """The methods of every wrapped optimizer. Subclasses are made by `wrap` and name their `_base_class`."""
+
+    _base_class: type[torch.optim.Optimizer]
+    _settings: Settings
+    _connection: _Connection
+    _reducer: Reducer
+    _skips_synchronize: bool
+    param_groups: list[dict[str, Any]]
+
+    def synchronize(self) -> None:
+        """Aggregate the gradients now, unless that has happened since the last backward. Collective.
+
+        Gradients are aggregated when `backward()` returns, so this matters only on a rank that ran no backward in
+        this step, or before `backward_passes_per_step` passes are complete.
+        """
+        if not self._reducer.is_aggregated and self._settings.options.op != "adasum":
+            self._reducer.flush()
+
+    @contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """Within it `step()` does not aggregate; valid and harmless after `synchronize()`, as in Horovod."""
+        self._skips_synchronize = True
+        try:
+            yield
+        finally:
+            self._skips_synchronize = False
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Within it `backward()` accumulates local gradients; the first backward outside aggregates the sum."""
+        before, self._reducer.is_paused = self._reducer.is_paused, True
+        try:
+            yield
+        finally:
+            self._reducer.is_paused = before
+
+    def weigh(self, loss: torch.Tensor, count: float) -> torch.Tensor:
+        """Count this micro-batch with weight `count` (valid tokens, say); returns the loss to run backward on.
+
+        `loss` is the mean over the `count` items. After the step's last backward the gradient is
+        sum_i count_i grad_i / sum_i count_i over all micro-batches of all ranks: exactly that of one process on
+        the union of the batches. Every rank must use it in a step, or none; a rank with nothing to do counts 0 or
+        runs no backward at all. Raises ValueError for a negative or infinite count.
+        """
+        return self._reducer.weighting.weigh(loss, count)
+
+    @property
+    def statistics(self) -> Statistics:
+        """What aggregation cost this rank so far."""
+        return self._reducer.statistics
+
+    def set_backward_passes_per_step(self, passes: int) -> None:
+        """As in Horovod: aggregate in every `passes`-th backward from now on."""
+        if passes <= 0:
+            raise ValueError("backward_passes_per_step must be > 0")
+        self._reducer.passes = passes
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As the wrapped optimizer's; the next backward begins a new step."""
+        self._reducer.restart()
+        super().zero_grad(set_to_none=set_to_none)  # type: ignore[misc]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As the wrapped optimizer's; the new parameters are aggregated too."""
+        super().add_param_group(param_group)  # type: ignore[misc]
+        if "_reducer" in vars(self):
+            known = self._settings.names
+            added = sum(len(group["params"]) for group in self.param_groups) - len(known)
+            names = (*known, *(f"allreduce.noname.{len(self.param_groups) - 1}.{j}" for j in range(added)))
+            self._settings = replace(self._settings, names=names)
+            self._reducer.set_parameters(names, _parameters(self))
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the wrapped optimizer's; an unfinished step is forgotten."""
+        super().load_state_dict(state_dict)  # type: ignore[misc]
+        self._reducer.restart()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self._base_class, self._settings, _plain_state(self))
+
+    def _aggregated_step(self, step: Callable[..., Any], closure: Callable[[], Any] | None, kwargs: Any) -> Any:
+        if self._settings.options.op == "adasum":
+            return adasum_step(self, step, closure, self._connection())
+        if closure is not None:
+            closure = functools.partial(self._averaged_loss, closure)
+        elif not self._skips_synchronize:
+            self.synchronize()
+        result = step(self, closure, **kwargs) if closure is not None else step(self, **kwargs)
+        self._reducer.restart()
+        return result
+
+    def _averaged_loss(self, closure: Callable[[], Any]) -> Any:
+        # A line search compares losses: ranks that compared their local ones would part ways and deadlock.
+        loss = closure()
+        self.synchronize()
+        return loss if loss is None else self._reducer.average_loss(loss)
+
+
+@functools.cache
+def _distributed_class(base: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    plain_step = base.step
+
+    # wraps() also copies the mark by which torch knows that hooks run inside plain_step already.
+    @functools.wraps(plain_step)
+    def step(self: Any, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        return self._aggregated_step(plain_step, closure, kwargs)
+
+    return type(base.__name__, (Distributed, base), {"step": step, "_base_class": base, "__doc__": base.__doc__})
+
+
+def _restore(base: type[torch.optim.Optimizer], settings: Settings, state: dict[str, Any]) -> torch.optim.Optimizer:
+    """Make a copied or unpickled optimizer; a plain one in a process where Horovod is not running."""
+    optimizer = base.__new__(base)
+    optimizer.__setstate__(state)
+    return optimizer if current_world() is None else wrap(optimizer, settings)
+
+
+def _plain_state(optimizer: Any) -> dict[str, Any]:
+    own = {"_settings", "_connection", "_reducer", "_skips_synchronize", "step"}
+    hooks = {name for name in vars(optimizer) if name.endswith("_hooks")}  # torch drops them too
+    return {name: value for name, value in vars(optimizer).items() if name not in own | hooks}
+
+
+def _rebind_scheduled_step(optimizer: torch.optim.Optimizer) -> None:
+    """A scheduler made before wrapping has put a wrapper of the plain step on the object: put one of ours there."""
+    if "step" not in vars(optimizer):
+        return
+    marked = getattr(vars(optimizer).pop("step"), "_wrapped_by_lr_sched", False)
+    step = type(optimizer).step
+
+    @functools.wraps(step)
+    def counted_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._opt_called = True
+        return step(self, *args, **kwargs)
+
+    counted_step._wrapped_by_lr_sched = marked  # type: ignore[attr-defined]
+    optimizer.step = counted_step.__get__(optimizer)  # type: ignore[method-assign]
+
+
+def _parameters(optimizer: Any) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
