@@ -4,7 +4,7 @@ Tests marked `launch` start jobs of their own and run only in the one-rank sessi
 failing test prints its report and aborts the job, since the other ranks may be waiting inside a collective.
 """
 
-import os
+import io
 import sys
 from collections.abc import Iterator
 
@@ -32,18 +32,18 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         runtime.failure.leave(1)
 
 
-def pytest_configure(config: pytest.Config) -> None:
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
     if _RANKS > 1 and launch_info().rank > 0:
         # Rank 0 reports for all; a failure is printed by the rank that met it.
-        reporter = config.pluginmanager.get_plugin("terminalreporter")
-        if reporter is not None:
-            reporter._tw._file = open(os.devnull, "w")
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        reporter._tw._file = io.StringIO()
 
 
 @pytest.fixture(scope="session")
 def world() -> World:
     """The world of this test session: all ranks that the launcher started."""
-    return runtime.init()
+    return runtime.init(process_sets="dynamic")
 
 
 @pytest.fixture(autouse=True)

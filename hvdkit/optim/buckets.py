@@ -37,13 +37,15 @@ class Bucket:
         """Bytes of the flat buffer."""
         return self.flat.numel() * self.flat.element_size()
 
-    def fill(self, gradients: Sequence[torch.Tensor | None]) -> None:
-        """Copy `gradients` (one per parameter; None counts as zeros) into the flat buffer."""
+    def fill(self, gradients: Sequence[torch.Tensor | None], factor: float) -> None:
+        """Copy `gradients` (one per parameter; None counts as zeros) times `factor` into the flat buffer."""
         present = [(view, grad) for view, grad in zip(self.views, gradients, strict=True) if grad is not None]
         if len(present) < len(self.views):
             self.flat.zero_()
         if present:
             torch._foreach_copy_([view for view, _ in present], [_dense(grad) for _, grad in present])
+        if factor != 1:
+            self.flat.mul_(factor)
 
 
 def plan_buckets(

@@ -9,6 +9,7 @@ import torch
 
 from hvdkit.collectives import Collectives
 from hvdkit.errors import HvdkitError
+from hvdkit.optim.weighting import Weighting, combine
 
 _numbers = itertools.count()
 
@@ -36,6 +37,8 @@ class Agreement:
     sparse: list[bool]
     fixed_total: float
     """Sum of the ranks' fixed weights."""
+    unit: float
+    """The unit of weighted gradients on the wire in the first step; see `weighting`."""
 
 
 def agree(
@@ -44,7 +47,7 @@ def agree(
     parameters: Sequence[torch.Tensor],
     active: Sequence[bool],
     seen: Observation,
-    fixed_weight: float,
+    weight: Weighting,
 ) -> Agreement:
     """Compare all ranks' parameters and settle order, sparsity and name. Collective, once per plan.
 
@@ -54,18 +57,20 @@ def agree(
     signature = [
         (name, tuple(p.shape), str(p.dtype), trains) for name, p, trains in zip(names, parameters, active, strict=True)
     ]
-    gathered: list[tuple[int, Any, Observation, float]] = collectives.gather_objects(
-        (next(_numbers), signature, seen, fixed_weight), name="hvdkit.optimizer.agree"
+    gathered: list[tuple[int, Any, Observation, list[float], float]] = collectives.gather_objects(
+        (next(_numbers), signature, seen, weight.encode(), weight.fixed), name="hvdkit.optimizer.agree"
     )
     _check_same_parameters([item[1] for item in gathered])
     first = gathered[0][2]
     order = [*first.order, *(i for i in reversed(range(len(parameters))) if i not in set(first.order))]
+    fixed_total = sum(item[4] for item in gathered)
     return Agreement(
         key=f"hvdkit.optimizer.{gathered[0][0]}",
         order=[index for index in order if active[index]],
         expected_fires=[max(1, *(item[2].fires[i] for item in gathered)) for i in range(len(parameters))],
         sparse=[any(item[2].sparse[i] for item in gathered) for i in range(len(parameters))],
-        fixed_total=sum(item[3] for item in gathered),
+        fixed_total=fixed_total,
+        unit=combine(torch.tensor([item[3] for item in gathered]).sum(dim=0), fixed_total).unit or 1.0,
     )
 
 

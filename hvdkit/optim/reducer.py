@@ -78,7 +78,7 @@ class Reducer:
         self._released: set[int] = set()
         self._hooks: dict[int, GradientHook] = {}
         self._agreed: Agreement | None = None
-        self._scale = 1.0
+        self._unit = self._inverse = self._last_factor = 1.0
         self._written: list[weakref.ref[torch.Tensor]] = []
         self._watch()
         self.restart()
@@ -165,16 +165,17 @@ class Reducer:
         """The ranks' losses combined as their gradients were in the last `flush()`; same bits everywhere."""
         if self._collectives is None:
             return loss
-        mine = 0.0 if self._was_silent else float(loss) * self.weighting.fixed
+        value = float(loss.detach()) if isinstance(loss, torch.Tensor) else float(loss)
+        mine = value * self._last_factor if self._last_factor else 0.0
         parts = self._collectives.all_gather(torch.tensor([mine], dtype=torch.float64), "hvdkit.optimizer.loss")
-        combined = float(parts.sum()) * self._scale / self.options.predivide
+        combined = float(parts.sum()) * self._inverse
         return torch.full_like(loss, combined) if isinstance(loss, torch.Tensor) else combined
 
     # -- aggregation
 
     def _aggregate(self, collectives: Collectives) -> None:
         agreed = self._agreed or self._agree(collectives)
-        silent = self._was_silent = self.weighting.is_silent
+        silent = self.weighting.is_silent
         present = [p.grad is not None and not silent for p in self._parameters]
         sparse = [p.grad is not None and p.grad.is_sparse for p in self._parameters]
         resend = [number in self._resend for number in range(len(self._buckets))]
@@ -190,14 +191,18 @@ class Reducer:
         for number in torch.nonzero(resend_on).flatten().tolist():
             work, context = self._send(number, f"{agreed.key}.{number}.again")
             results[number] = (work.wait(), context)
-        self._scale = self._final_scale(fields, agreed.fixed_total)
-        is_used = [count > 0 for count in used.tolist()]
+        total = weighting.combine(fields, agreed.fixed_total)
+        self._divide_by(total)
+        scale = self._inverse * self._unit * self.options.predivide
+        is_used, is_sparse = [[count > 0 for count in part.tolist()] for part in (used, sparse_on)]
         self._written = []
         for bucket, (result, context) in zip(self._buckets, results, strict=True):
-            self._write_back(bucket, self.options.compression.decompress(result, context), is_used)
+            self._write_back(bucket, self.options.compression.decompress(result, context), scale, is_used, is_sparse)
         for index in self._sparse_indices:
             self._write_back_sparse(collectives, agreed, index, is_used[index], silent)
-        self._learn_sparse(agreed, [count > 0 for count in sparse_on.tolist()])
+        self.weighting.unit = total.unit or self.weighting.unit
+        self._unit = total.unit or 1.0
+        self._learn_sparse(agreed, is_sparse)
 
     def _agree(self, collectives: Collectives) -> Agreement:
         seen = Observation(
@@ -206,7 +211,7 @@ class Reducer:
             sparse=[p.grad is not None and p.grad.is_sparse and not self.options.sparse_as_dense
                     for p in self._parameters],
         )  # fmt: skip
-        agreed = agree(collectives, self._names, self._parameters, self._active(), seen, self.weighting.fixed)
+        agreed = agree(collectives, self._names, self._parameters, self._active(), seen, self.weighting)
         self._sparse_indices = [index for index in sorted(agreed.order) if agreed.sparse[index]]
         is_elementwise = getattr(self.options.compression, "is_elementwise", False)
         self._buckets = plan_buckets(
@@ -217,6 +222,7 @@ class Reducer:
             groups=self.options.groups if is_elementwise else None,
         )
         self._bucket_of = {i: number for number, bucket in enumerate(self._buckets) for i in bucket.indices}
+        self._unit = agreed.unit
         self._agreed = agreed
         return agreed
 
@@ -232,20 +238,22 @@ class Reducer:
         if self.weighting.is_silent:
             bucket.flat.zero_()
         else:
-            bucket.fill([self._parameters[index].grad for index in bucket.indices])
+            bucket.fill([self._parameters[index].grad for index in bucket.indices], self.weighting.factor / self._unit)
         whole = bucket.views[0] if len(bucket.views) == 1 and not bucket.dtype.is_complex else bucket.flat
         tensor, context = self.options.compression.compress(whole)
         work = self._collectives.all_reduce_async_(
             tensor,
             name,
             op=self._wire_op,
-            prescale=self.weighting.fixed / self.options.predivide,
+            prescale=1 / self.options.predivide,
         )
         ranks = self._collectives.size
         self.statistics.bytes_sent += 2 * (ranks - 1) / ranks * tensor.numel() * tensor.element_size()
         return work, context
 
-    def _write_back(self, bucket: Bucket, result: torch.Tensor, is_used: list[bool]) -> None:
+    def _write_back(
+        self, bucket: Bucket, result: torch.Tensor, scale: float, is_used: list[bool], is_sparse: list[bool]
+    ) -> None:
         if result.data_ptr() != bucket.flat.data_ptr():
             bucket.flat.copy_(result.view(-1))
         for index, view in zip(bucket.indices, bucket.views, strict=True):
@@ -253,12 +261,12 @@ class Reducer:
             if not is_used[index]:
                 parameter.grad = None
                 continue
+            if is_sparse[index]:
+                parameter.grad = (view * scale).to_sparse(1)
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)
-            if parameter.grad.is_sparse:
-                parameter.grad = (view * self._scale).to_sparse(1)
-            else:
-                torch.mul(view, self._scale, out=parameter.grad)
+            torch.mul(view, scale, out=parameter.grad)
             self._written.append(weakref.ref(parameter.grad))
 
     def _write_back_sparse(
@@ -268,10 +276,9 @@ class Reducer:
         if not is_used:
             parameter.grad = None
             return
-        mine = None if silent or parameter.grad is None else parameter.grad * self.weighting.fixed
+        mine = None if silent or parameter.grad is None else parameter.grad * self.weighting.factor
         name = f"{agreed.key}.sparse.{index}"
-        scale = self._scale / self.options.predivide  # sparse gradients are not divided before they are sent
-        parameter.grad = reduce_sparse(collectives, mine, parameter, name, scale)
+        parameter.grad = reduce_sparse(collectives, mine, parameter, name, self._inverse)
 
     def _learn_sparse(self, agreed: Agreement, sparse_on: list[bool]) -> None:
         """A gradient that turned out sparse after the plan was made gets a place behind the buckets next time."""
@@ -284,20 +291,19 @@ class Reducer:
     def _wire_op(self) -> ReduceOp:
         return "sum" if self.options.op == "average" else self.options.op
 
-    def _final_scale(self, fields: torch.Tensor, fixed_total: float) -> float:
-        divisor = weighting.divisor(fields, fixed_total)
-        return self.options.predivide / divisor if self.options.op == "average" else 1.0
+    def _divide_by(self, total: weighting.Total) -> None:
+        self._inverse = 1 / total.divisor if self.options.op == "average" else 1.0
+        self._last_factor = 0.0 if self.weighting.is_silent else self.weighting.factor
 
     def _scale_alone(self) -> None:
         fields = torch.tensor(self.weighting.encode(), dtype=torch.float64)
-        self._was_silent = self.weighting.is_silent
-        self._scale = self._final_scale(fields, self.weighting.fixed)
-        factor = 0.0 if self._was_silent else self._scale * self.weighting.fixed / self.options.predivide
+        self._divide_by(weighting.combine(fields, self.weighting.fixed))
+        factor = self._last_factor * self._inverse
         if factor == 1.0:
             return
         for parameter, active in zip(self._parameters, self._hooked, strict=True):
             if parameter.grad is not None and active:
-                parameter.grad = torch.zeros_like(parameter) if self._was_silent else parameter.grad.mul_(factor)
+                parameter.grad = parameter.grad.mul_(factor) if factor else torch.zeros_like(parameter)
 
     def _check_second_backward(self) -> None:
         """Averages of averages add up right; other combinations of two aggregated passes would not."""

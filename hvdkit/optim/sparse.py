@@ -22,4 +22,4 @@ def reduce_sparse(
     gradient = (gradient if gradient.is_sparse else gradient.to_sparse(1)).coalesce()
     indices = collectives.all_gather(gradient.indices().t().contiguous(), f"{name}.indices")
     values = collectives.all_gather(gradient.values().contiguous(), f"{name}.values")
-    return torch.sparse_coo_tensor(indices.t(), values * scale, like.shape).coalesce()
+    return torch.sparse_coo_tensor(indices.t(), values * scale, like.shape, check_invariants=False).coalesce()

@@ -1,0 +1,272 @@
+"""N ranks give what one process gives on the union of their batches."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import hvdkit as hvd
+from hvdkit.runtime import World
+from tests.optim.problems import assert_same, assert_same_gradients, batches, mine, mlp, square_loss, twin
+
+OPTIMIZERS: list[tuple[type[torch.optim.Optimizer], dict[str, Any]]] = [
+    (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+    (torch.optim.AdamW, {"lr": 0.01}),
+    (torch.optim.AdamW, {"lr": 0.01, "fused": True}),
+    (torch.optim.Adagrad, {"lr": 0.05}),
+    (torch.optim.RMSprop, {"lr": 0.01}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIMIZERS)
+def test_every_step_of_training(world: World, kind: type[torch.optim.Optimizer], options: dict[str, Any]) -> None:
+    model = mlp()
+    reference = twin(model)
+    optimizer = hvd.DistributedOptimizer(kind(model.parameters(), **options), model.named_parameters())
+    plain = kind(reference.parameters(), **options)
+    for batch in batches(world, steps=6):
+        optimizer.zero_grad()
+        square_loss(model, mine(world, batch)).backward()
+        plain.zero_grad()
+        square_loss(reference, batch).backward()
+        assert_same_gradients(model, reference)  # aggregated as soon as backward() has returned
+        optimizer.step()
+        plain.step()
+    assert_same(model, reference)
+
+
+@pytest.mark.parametrize("bucket_bytes", [0, 100, 600])
+def test_many_buckets(world: World, bucket_bytes: int) -> None:
+    model = mlp()
+    reference = twin(model)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), bucket_bytes=bucket_bytes)
+    for batch in batches(world, steps=3):
+        optimizer.zero_grad(set_to_none=False)
+        square_loss(model, mine(world, batch)).backward()
+        reference.zero_grad()
+        square_loss(reference, batch).backward()
+        assert_same_gradients(model, reference)
+
+
+def test_options_of_horovod_leave_the_average_as_it_is(world: World) -> None:
+    layers = mlp()
+    for options in (
+        {"groups": 2},
+        {"groups": [[layers[0].weight, layers[4].bias], [layers[2].weight]]},
+        {"gradient_predivide_factor": 4.0},
+        {"gradient_predivide_factor": 2.0, "groups": 3},
+    ):
+        model, reference = layers, twin(layers)
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), **options)
+        for batch in batches(world, steps=2):
+            optimizer.zero_grad()
+            square_loss(model, mine(world, batch)).backward()
+            reference.zero_grad()
+            square_loss(reference, batch).backward()
+            assert_same_gradients(model, reference)
+
+
+def test_sum_is_size_times_the_average(world: World) -> None:
+    model = mlp()
+    reference = twin(model)
+    hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), op=hvd.Sum)
+    (batch,) = batches(world, steps=1)
+    square_loss(model, mine(world, batch)).backward()
+    (square_loss(reference, batch) * world.size).backward()
+    assert_same_gradients(model, reference)
+
+
+def test_fp16_compression_rounds_to_half(world: World) -> None:
+    model = mlp(torch.float32)
+    reference = twin(model)
+    hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), compression=hvd.Compression.fp16)
+    (batch,) = batches(world, steps=1, dtype=torch.float32)
+    square_loss(model, mine(world, batch)).backward()
+    square_loss(reference, batch).backward()
+    assert_same_gradients(model, reference, tolerance=4e-3)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_a_compressor_of_ones_own_gets_whole_parameters(world: World) -> None:
+    shapes = []
+
+    class Doubling(hvd.compression.Compressor):
+        @staticmethod
+        def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+            shapes.append(tuple(tensor.shape))
+            return tensor * 2, None
+
+        @staticmethod
+        def decompress(tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
+            return tensor / 2
+
+    model = mlp()
+    reference = twin(model)
+    hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), compression=Doubling)
+    (batch,) = batches(world, steps=1)
+    square_loss(model, mine(world, batch)).backward()
+    square_loss(reference, batch).backward()
+    assert_same_gradients(model, reference)
+    if world.size > 1:
+        assert sorted(shapes) == sorted(tuple(p.shape) for p in model.parameters())
+
+
+def test_mixed_float_dtypes(world: World) -> None:
+    torch.manual_seed(0)
+    kinds = [torch.float32, torch.bfloat16, torch.float64, torch.float16, torch.complex64]
+    parameters = [nn.Parameter(torch.zeros(5, dtype=kind)) for kind in kinds for _ in range(2)]
+    hvd.DistributedOptimizer(torch.optim.SGD(parameters, lr=0.1))
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = None
+        value = float(world.rank + 1)
+        loss = sum((p * torch.full_like(p, value)).real.sum().double() for p in parameters)
+        assert isinstance(loss, torch.Tensor)
+        loss.backward()
+        for parameter in parameters:
+            mean = (world.size + 1) / 2
+            assert parameter.grad is not None and parameter.grad.dtype == parameter.dtype
+            assert torch.equal(parameter.grad, torch.full_like(parameter, mean).conj())
+
+
+def test_accumulation_passes(world: World) -> None:
+    model = mlp()
+    reference = twin(model)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), backward_passes_per_step=3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        reference.zero_grad()
+        for batch in batches(world, steps=3):
+            square_loss(model, mine(world, batch)).backward()
+            square_loss(reference, batch).backward()
+        assert_same_gradients(model, reference)
+        optimizer.step()
+        with torch.no_grad():
+            for parameter in reference.parameters():
+                assert parameter.grad is not None
+                parameter -= 0.1 * parameter.grad
+    assert_same(model, reference)
+
+
+def test_no_sync_accumulates_locally(world: World) -> None:
+    model = mlp()
+    reference = twin(model)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    first, second = batches(world, steps=2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        reference.zero_grad()
+        with optimizer.no_sync():
+            square_loss(model, mine(world, first)).backward()
+        local = twin(reference)
+        square_loss(local, mine(world, first)).backward()
+        assert_same_gradients(model, local)
+        square_loss(model, mine(world, second)).backward()
+        (square_loss(reference, first) + square_loss(reference, second)).backward()
+        assert_same_gradients(model, reference)
+
+
+def test_a_second_backward_adds_its_average(world: World) -> None:
+    """Horovod stops here with an error: two backward passes before one step."""
+    model = mlp()
+    reference = twin(model)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    for batch in batches(world, steps=2):
+        square_loss(model, mine(world, batch)).backward()
+        square_loss(reference, batch).backward()
+    assert_same_gradients(model, reference)
+    optimizer.zero_grad()  # Horovod stops here too, before step()
+    optimizer.step()
+
+
+def test_a_second_backward_is_refused_where_it_has_no_meaning(world: World) -> None:
+    model = mlp()
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), op=hvd.Sum)
+    first, second = batches(world, steps=2)
+    square_loss(model, mine(world, first)).backward()
+    if world.size > 1:
+        with pytest.raises(hvd.HvdkitError, match="already aggregated"):
+            square_loss(model, mine(world, second)).backward()
+    optimizer.zero_grad()
+    square_loss(model, mine(world, second)).backward()
+    optimizer.step()
+
+
+class Checkpointed(nn.Module):
+    """Segments under activation checkpointing, one layer used in two of them."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.shared, self.leave = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.double()
+        self.reentrant = reentrant
+
+    def _inner(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(lambda y: torch.tanh(self.shared(y)), x, use_reentrant=self.reentrant)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.reentrant is None:
+            return self.leave(torch.tanh(self.shared(torch.tanh(self.shared(torch.tanh(self.enter(x)))))))
+        y = checkpoint(self.enter, x.requires_grad_(), use_reentrant=self.reentrant)
+        y = checkpoint(self._inner, torch.tanh(y), use_reentrant=self.reentrant)
+        y = checkpoint(lambda z: torch.tanh(self.shared(z)), y, use_reentrant=self.reentrant)
+        return checkpoint(self.leave, y, use_reentrant=self.reentrant)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("bucket_bytes", [0, 2**20])
+def test_activation_checkpointing(world: World, reentrant: bool, bucket_bytes: int) -> None:
+    model, reference = Checkpointed(reentrant), Checkpointed(None)  # type: ignore[arg-type]
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), bucket_bytes=bucket_bytes)
+    plain = torch.optim.SGD(reference.parameters(), lr=0.1)
+    for batch in batches(world, steps=4):
+        optimizer.zero_grad()
+        plain.zero_grad()
+        square_loss(model, mine(world, batch.clone())).backward()
+        square_loss(reference, batch).backward()
+        assert_same_gradients(model, reference)
+        optimizer.step()
+        plain.step()
+
+
+def test_compiled_model(world: World) -> None:
+    model = mlp()
+    reference = twin(model)
+    compiled = torch.compile(model, backend="aot_eager")
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    for batch in batches(world, steps=2):
+        optimizer.zero_grad()
+        reference.zero_grad()
+        square_loss(compiled, mine(world, batch)).backward()
+        square_loss(reference, batch).backward()
+        assert_same_gradients(model, reference)
+
+
+def test_autocast_and_grad_scaler(world: World) -> None:
+    model = mlp(torch.float32)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    norms = []
+    for step, batch in enumerate(batches(world, steps=4, dtype=torch.float32)):
+        optimizer.zero_grad()
+        rows = mine(world, batch)
+        if step == 2 and world.rank == world.size - 1:
+            rows = rows * float("inf")  # one rank overflows: all must skip this step
+        before = [p.detach().clone() for p in model.parameters()]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = square_loss(model, rows)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5))
+        scaler.step(optimizer)
+        scaler.update()
+        changed = any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        assert changed == (step != 2)
+    scales = hvd.allgather_object(scaler.get_scale())
+    assert scales == [512.0] * world.size
+    for parameter in model.parameters():
+        assert torch.equal(hvd.broadcast(parameter.detach(), root_rank=0), parameter)
+    assert torch.isfinite(norms[0])
