@@ -1,3 +1,104 @@
-"""hvdkit: train language models on many workers with Horovod and MPI."""
+"""hvdkit: train language models on many workers with Horovod and MPI.
 
-from hvdkit.runtime import init, shutdown
+`import hvdkit as hvd` in place of `import horovod.torch as hvd` changes nothing but bugs and speed. Every public
+name stands below, with the module that defines it; a name is loaded at its first use, so the import is light and
+works without Horovod, whose absence the first use of a name of Horovod's then explains.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from hvdkit.errors import HorovodMissingError, HvdkitError
+from hvdkit.runtime import World, current_world, init, is_initialized, shutdown
+
+__version__ = "0.1.0"
+
+_HOME = {
+    # hvdkit's own implementations of Horovod's names
+    "DistributedOptimizer": "hvdkit.optim",
+    "Compression": "hvdkit.compression",
+    **dict.fromkeys(
+        ("allgather_object", "broadcast_object", "broadcast_optimizer_state", "broadcast_parameters"),
+        "hvdkit.runtime.dropin.functions",
+    ),
+    # Horovod's operations, with bfloat16
+    **dict.fromkeys(
+        (
+            "allgather",
+            "allgather_async",
+            "allreduce",
+            "allreduce_",
+            "allreduce_async",
+            "allreduce_async_",
+            "alltoall",
+            "alltoall_async",
+            "broadcast",
+            "broadcast_",
+            "broadcast_async",
+            "broadcast_async_",
+            "grouped_allgather",
+            "grouped_allgather_async",
+            "grouped_allreduce",
+            "grouped_allreduce_",
+            "grouped_allreduce_async",
+            "grouped_allreduce_async_",
+            "grouped_reducescatter",
+            "grouped_reducescatter_async",
+            "reducescatter",
+            "reducescatter_async",
+            "sparse_allreduce_async",
+            "synchronize",
+        ),
+        "hvdkit.runtime.dropin.operations",
+    ),
+}
+
+# Horovod's as they are
+_HOROVOD = (
+    *("Adasum", "Average", "Max", "Min", "Product", "Sum"),
+    *("HorovodInternalError", "SyncBatchNorm"),
+    *("ProcessSet", "add_process_set", "global_process_set", "remove_process_set"),
+    *("barrier", "join", "poll"),
+    *("cross_rank", "cross_size", "local_rank", "local_size", "rank", "size"),
+    *("ccl_built", "cuda_built", "ddl_built", "gloo_built", "mpi_built", "nccl_built", "rocm_built"),
+    *("gloo_enabled", "mpi_enabled", "mpi_threads_supported"),
+    *("start_timeline", "stop_timeline"),
+    *("check_extension", "mpi_lib_v2"),
+)
+
+_MODULES = ("compression", "elastic", "functions", "mpi_ops", "optimizer", "sync_batch_norm")
+
+__all__ = [
+    "HorovodMissingError",
+    "HvdkitError",
+    "World",
+    "current_world",
+    "init",
+    "is_initialized",
+    "run",
+    "shutdown",
+    *_HOME,
+    *_HOROVOD,
+    *_MODULES,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"hvdkit.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _HOROVOD or name == "run":
+        from hvdkit.runtime.engine import horovod
+
+        return getattr(horovod("horovod" if name == "run" else "horovod.torch"), name)
+    raise AttributeError(f"module 'hvdkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if TYPE_CHECKING:
+    from hvdkit.compression import Compression as Compression
+    from hvdkit.optim import DistributedOptimizer as DistributedOptimizer

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hvdkit.collectives.interface import ReduceOp, Work
-from hvdkit.runtime import dropin
+from hvdkit.runtime.dropin import operations
 from hvdkit.runtime.engine import horovod
 from hvdkit.runtime.world import World
 
@@ -29,14 +29,14 @@ class HorovodEngine:
     ) -> Work:
         """See `Collectives`. Ranks may call in any order: the engine negotiates by `name`."""
         engine_op = getattr(horovod(), op.capitalize())
-        handle = dropin.allreduce_async_(
+        handle = operations.allreduce_async_(
             tensor, name=name, op=engine_op, prescale_factor=prescale, process_set=self._process_set
         )
         return _EngineWork(handle)
 
     def all_gather(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """See `Collectives`."""
-        gathered: torch.Tensor = dropin.allgather(tensor, name=name, process_set=self._process_set)
+        gathered: torch.Tensor = operations.allgather(tensor, name=name, process_set=self._process_set)
         return gathered
 
     def gather_objects(self, item: Any, name: str) -> list[Any]:
@@ -53,5 +53,5 @@ class _EngineWork:
         self._handle = handle
 
     def wait(self) -> torch.Tensor:
-        result: torch.Tensor = dropin.synchronize(self._handle)
+        result: torch.Tensor = operations.synchronize(self._handle)
         return result

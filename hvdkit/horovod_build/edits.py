@@ -1,0 +1,96 @@
+"""The edits that Horovod 0.28.1 needs for today's tool chain, as data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvdkit.errors import BuildError
+
+
+@dataclass(frozen=True)
+class Edit:
+    """In `file`, `anchor` must occur exactly `count` times and is replaced by `replacement`."""
+
+    file: str
+    anchor: str
+    replacement: str
+    why: str
+    since: str
+    """The version that made it necessary."""
+    count: int = 1
+
+
+EDITS = (
+    Edit(
+        file="CMakeLists.txt",
+        anchor="set(CMAKE_CXX_STANDARD 14)",
+        replacement="set(CMAKE_CXX_STANDARD 17)",
+        why="torch's headers need C++17",
+        since="torch 2.1",
+    ),
+    Edit(
+        file="horovod/torch/CMakeLists.txt",
+        anchor="    set(CMAKE_CXX_STANDARD 14)",
+        replacement="    set(CMAKE_CXX_STANDARD 17)",
+        why="torch's headers need C++17; this file sets the standard again",
+        since="torch 2.1",
+    ),
+    Edit(
+        file="horovod/torch/CMakeLists.txt",
+        anchor="elseif (Pytorch_CUDA AND NOT HAVE_CUDA)",
+        replacement='elseif (Pytorch_CUDA AND NOT HAVE_CUDA AND NOT "$ENV{HVDKIT_WITHOUT_CUDA}" STREQUAL "1")',
+        why="lets a torch with CUDA be used on a machine without GPU or CUDA toolkit, when asked to",
+        since="torch 1.5",
+    ),
+    Edit(
+        file="horovod/torch/CMakeLists.txt",
+        anchor="from distutils.sysconfig import get_python_inc; print(get_python_inc())",
+        replacement="import sysconfig; print(sysconfig.get_path('include'))",
+        why="distutils is gone from the standard library",
+        since="Python 3.12",
+    ),
+    Edit(
+        file="horovod/runner/js_run.py",
+        anchor="from distutils.spawn import find_executable",
+        replacement="from shutil import which as find_executable",
+        why="distutils is gone from the standard library, and horovodrun imports this file",
+        since="Python 3.12",
+    ),
+    Edit(
+        file="third_party/gloo/CMakeLists.txt",
+        anchor="cmake_minimum_required(VERSION 2.8.12 FATAL_ERROR)",
+        replacement="cmake_minimum_required(VERSION 3.5 FATAL_ERROR)",
+        why="CMake refuses policies older than 3.5",
+        since="CMake 4.0",
+    ),
+    Edit(
+        file="cmake/Modules/FindNCCL.cmake",
+        anchor='set(NCCL_LIBNAME "nccl")',
+        replacement='set(NCCL_LIBNAME "nccl" "libnccl.so.2")',
+        why="pip's nvidia-nccl ships libnccl.so.2 alone, without the link that the linker's name needs",
+        since="nvidia-nccl wheels",
+    ),
+)
+
+
+def apply_edits(source: Path, edits: tuple[Edit, ...] = EDITS) -> None:
+    """Apply all `edits` to the unpacked release in `source`.
+
+    Raises BuildError, before anything is written, if an anchor is not there exactly as often as expected: then the
+    release is not the one these edits were made for.
+    """
+    texts: dict[Path, str] = {}
+    for edit in edits:
+        path = source / edit.file
+        try:
+            text = texts.get(path) or path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise BuildError(f"{edit.file} is missing from Horovod's source ({error}); {edit.why}") from None
+        found = text.count(edit.anchor)
+        if found != edit.count:
+            raise BuildError(
+                f"{edit.file}: found {found} times instead of {edit.count} what must be edited because {edit.why}: "
+                f"{edit.anchor!r}. This is not the source release that the edits were made for"
+            )
+        texts[path] = text.replace(edit.anchor, edit.replacement)
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")

@@ -1,0 +1,12 @@
+"""`horovod.torch.optimizer` under hvdkit's name, for scripts that import from it."""
+
+from typing import Any
+
+import hvdkit
+from hvdkit.runtime.engine import horovod
+
+
+def __getattr__(name: str) -> Any:
+    if name in hvdkit.__all__:
+        return getattr(hvdkit, name)
+    return getattr(horovod("horovod.torch.optimizer"), name)

@@ -1,0 +1,199 @@
+"""Horovod's operations with Horovod's signatures, for every dtype that Horovod takes and for bfloat16.
+
+Where no tensor is bfloat16 the call goes to Horovod unchanged.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hvdkit.runtime.dropin import bfloat16 as bf16
+from hvdkit.runtime.engine import horovod
+
+_ops = horovod("horovod.torch.mpi_ops")
+
+Operation = Callable[..., Any]
+
+
+def _reduction(plain: Operation) -> Operation:
+    """A reduction of one tensor that returns its result (differentiable)."""
+
+    @functools.wraps(plain)
+    def operation(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        return bf16.narrow_like(plain(bf16.widen(tensor), *args, **kwargs), tensor)
+
+    return operation
+
+
+def _reduction_async(plain: Operation) -> Operation:
+    @functools.wraps(plain)
+    def operation(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if not bf16.is_bfloat16(tensor):
+            return plain(tensor, *args, **kwargs)
+        handle = plain(bf16.widen(tensor), *args, **kwargs)
+        return bf16.finish_later(handle, lambda result: bf16.narrow_like(result, tensor))
+
+    return operation
+
+
+def _reduction_in_place_async(plain: Operation) -> Operation:
+    @functools.wraps(plain)
+    def operation(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if not bf16.is_bfloat16(tensor):
+            return plain(tensor, *args, **kwargs)
+        handle = plain(bf16.widen(tensor.detach()), *args, **kwargs)
+        return bf16.finish_later(handle, lambda result: bf16.store(result, tensor))
+
+    return operation
+
+
+def _grouped(plain: Operation) -> Operation:
+    """A reduction of several tensors that returns their results (differentiable)."""
+
+    @functools.wraps(plain)
+    def operation(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        if not bf16.any_bfloat16(tensors):
+            return plain(tensors, *args, **kwargs)
+        results = plain([bf16.widen(tensor) for tensor in tensors], *args, **kwargs)
+        return [bf16.narrow_like(result, tensor) for result, tensor in zip(results, tensors, strict=True)]
+
+    return operation
+
+
+def _grouped_async(plain: Operation, put: Callable[[Any, Any], Any] = bf16.narrow_like) -> Operation:
+    @functools.wraps(plain)
+    def operation(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        if not bf16.any_bfloat16(tensors):
+            return plain(tensors, *args, **kwargs)
+        handle = plain([bf16.widen(tensor.detach()) for tensor in tensors], *args, **kwargs)
+        return bf16.finish_later(
+            handle, lambda results: [put(result, tensor) for result, tensor in zip(results, tensors, strict=True)]
+        )
+
+    return operation
+
+
+def _movement(plain: Operation) -> Operation:
+    """An operation that moves values and returns them (differentiable); all-to-all may return splits beside."""
+
+    @functools.wraps(plain)
+    def operation(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if not bf16.is_bfloat16(tensor):
+            return plain(tensor, *args, **kwargs)
+        if tensor.requires_grad and torch.is_grad_enabled():
+            return _map_first(plain(tensor.float(), *args, **kwargs), lambda out: out.to(torch.bfloat16))
+        return _map_first(plain(bf16.as_bits(tensor), *args, **kwargs), lambda out: bf16.from_bits(out, tensor))
+
+    return operation
+
+
+def _movement_async(plain: Operation) -> Operation:
+    @functools.wraps(plain)
+    def operation(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+        if not bf16.is_bfloat16(tensor):
+            return plain(tensor, *args, **kwargs)
+        handle = plain(bf16.as_bits(tensor), *args, **kwargs)
+        return bf16.finish_later(
+            handle, lambda result: _map_first(result, lambda out: bf16.from_bits(out, tensor))
+        )  # fmt: skip
+
+    return operation
+
+
+def _grouped_movement(plain: Operation) -> Operation:
+    @functools.wraps(plain)
+    def operation(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        if not bf16.any_bfloat16(tensors):
+            return plain(tensors, *args, **kwargs)
+        if any(tensor.requires_grad for tensor in tensors) and torch.is_grad_enabled():
+            results = plain([bf16.widen(tensor) for tensor in tensors], *args, **kwargs)
+            return [bf16.narrow_like(result, tensor) for result, tensor in zip(results, tensors, strict=True)]
+        results = plain([bf16.as_bits(tensor) for tensor in tensors], *args, **kwargs)
+        return [bf16.from_bits(result, tensor) for result, tensor in zip(results, tensors, strict=True)]
+
+    return operation
+
+
+def _grouped_movement_async(plain: Operation) -> Operation:
+    @functools.wraps(plain)
+    def operation(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        if not bf16.any_bfloat16(tensors):
+            return plain(tensors, *args, **kwargs)
+        handle = plain([bf16.as_bits(tensor) for tensor in tensors], *args, **kwargs)
+        return bf16.finish_later(
+            handle,
+            lambda results: [bf16.from_bits(out, tensor) for out, tensor in zip(results, tensors, strict=True)],
+        )
+
+    return operation
+
+
+def _map_first(result: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    return (function(result[0]), *result[1:]) if isinstance(result, tuple) else function(result)
+
+
+@functools.wraps(_ops.synchronize)
+def synchronize(handle: Any) -> Any:
+    """Wait for an asynchronous operation and return its result."""
+    return bf16.finish(handle, _ops.synchronize(handle))
+
+
+@functools.wraps(_ops.sparse_allreduce_async)
+def sparse_allreduce_async(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Reduce a sparse tensor; the handle is a function that returns the result."""
+    if not bf16.is_bfloat16(tensor):
+        return _ops.sparse_allreduce_async(tensor, *args, **kwargs)
+    pending = _ops.sparse_allreduce_async(tensor.to(torch.float32), *args, **kwargs)
+    return lambda: pending().to(torch.bfloat16)
+
+
+allreduce = _reduction(_ops.allreduce)
+allreduce_async = _reduction_async(_ops.allreduce_async)
+allreduce_async_ = _reduction_in_place_async(_ops.allreduce_async_)
+grouped_allreduce = _grouped(_ops.grouped_allreduce)
+grouped_allreduce_async = _grouped_async(_ops.grouped_allreduce_async)
+grouped_allreduce_async_ = _grouped_async(_ops.grouped_allreduce_async_, put=bf16.store)
+reducescatter = _reduction(_ops.reducescatter)
+reducescatter_async = _reduction_async(_ops.reducescatter_async)
+grouped_reducescatter = _grouped(_ops.grouped_reducescatter)
+grouped_reducescatter_async = _grouped_async(_ops.grouped_reducescatter_async)
+allgather = _movement(_ops.allgather)
+allgather_async = _movement_async(_ops.allgather_async)
+grouped_allgather = _grouped_movement(_ops.grouped_allgather)
+grouped_allgather_async = _grouped_movement_async(_ops.grouped_allgather_async)
+broadcast = _movement(_ops.broadcast)
+broadcast_async = _movement_async(_ops.broadcast_async)
+alltoall = _movement(_ops.alltoall)
+alltoall_async = _movement_async(_ops.alltoall_async)
+
+
+@functools.wraps(_ops.broadcast_async_)
+def broadcast_async_(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Broadcast into `tensor`, asynchronously."""
+    if not bf16.is_bfloat16(tensor):
+        return _ops.broadcast_async_(tensor, *args, **kwargs)
+    return bf16.finish_later(_ops.broadcast_async_(bf16.as_bits(tensor), *args, **kwargs), lambda _: tensor)
+
+
+@functools.wraps(_ops.broadcast_)
+def broadcast_(*args: Any, **kwargs: Any) -> Any:
+    """Broadcast into a tensor."""
+    return synchronize(broadcast_async_(*args, **kwargs))
+
+
+@functools.wraps(_ops.allreduce_)
+def allreduce_(*args: Any, **kwargs: Any) -> Any:
+    """Reduce into a tensor."""
+    return synchronize(allreduce_async_(*args, **kwargs))
+
+
+@functools.wraps(_ops.grouped_allreduce_)
+def grouped_allreduce_(*args: Any, **kwargs: Any) -> Any:
+    """Reduce several tensors into themselves."""
+    return synchronize(grouped_allreduce_async_(*args, **kwargs))
+
+
+NAMES = tuple(name for name in dir() if name in vars(_ops) and callable(vars(_ops)[name]))
+"""The operations that stand here in place of Horovod's."""
