@@ -17,6 +17,30 @@ _ops = horovod("horovod.torch.mpi_ops")
 Operation = Callable[..., Any]
 
 
+class _ContiguousGradient(torch.autograd.Function):
+    """The identity; its gradient is contiguous, as Horovod's backward demands and `sum().backward()` is not."""
+
+    @staticmethod
+    def forward(ctx: Any, result: torch.Tensor) -> torch.Tensor:
+        return result.view_as(result)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0].contiguous()
+
+
+def _differentiable(plain: Operation) -> Operation:
+    """`plain`, whose results can be differentiated whatever is done with them."""
+
+    def guard(result: Any) -> Any:
+        if isinstance(result, list | tuple):
+            return type(result)(guard(item) for item in result)
+        needs_it = isinstance(result, torch.Tensor) and result.requires_grad
+        return _ContiguousGradient.apply(result) if needs_it else result
+
+    return functools.wraps(plain)(lambda *args, **kwargs: guard(plain(*args, **kwargs)))
+
+
 def _reduction(plain: Operation) -> Operation:
     """A reduction of one tensor that returns its result (differentiable)."""
 
@@ -149,23 +173,23 @@ def sparse_allreduce_async(tensor: Any, *args: Any, **kwargs: Any) -> Any:
     return lambda: pending().to(torch.bfloat16)
 
 
-allreduce = _reduction(_ops.allreduce)
+allreduce = _reduction(_differentiable(_ops.allreduce))
 allreduce_async = _reduction_async(_ops.allreduce_async)
 allreduce_async_ = _reduction_in_place_async(_ops.allreduce_async_)
-grouped_allreduce = _grouped(_ops.grouped_allreduce)
+grouped_allreduce = _grouped(_differentiable(_ops.grouped_allreduce))
 grouped_allreduce_async = _grouped_async(_ops.grouped_allreduce_async)
 grouped_allreduce_async_ = _grouped_async(_ops.grouped_allreduce_async_, put=bf16.store)
-reducescatter = _reduction(_ops.reducescatter)
+reducescatter = _reduction(_differentiable(_ops.reducescatter))
 reducescatter_async = _reduction_async(_ops.reducescatter_async)
-grouped_reducescatter = _grouped(_ops.grouped_reducescatter)
+grouped_reducescatter = _grouped(_differentiable(_ops.grouped_reducescatter))
 grouped_reducescatter_async = _grouped_async(_ops.grouped_reducescatter_async)
-allgather = _movement(_ops.allgather)
+allgather = _movement(_differentiable(_ops.allgather))
 allgather_async = _movement_async(_ops.allgather_async)
-grouped_allgather = _grouped_movement(_ops.grouped_allgather)
+grouped_allgather = _grouped_movement(_differentiable(_ops.grouped_allgather))
 grouped_allgather_async = _grouped_movement_async(_ops.grouped_allgather_async)
-broadcast = _movement(_ops.broadcast)
+broadcast = _movement(_differentiable(_ops.broadcast))
 broadcast_async = _movement_async(_ops.broadcast_async)
-alltoall = _movement(_ops.alltoall)
+alltoall = _movement(_differentiable(_ops.alltoall))
 alltoall_async = _movement_async(_ops.alltoall_async)
 
 
@@ -193,7 +217,3 @@ def allreduce_(*args: Any, **kwargs: Any) -> Any:
 def grouped_allreduce_(*args: Any, **kwargs: Any) -> Any:
     """Reduce several tensors into themselves."""
     return synchronize(grouped_allreduce_async_(*args, **kwargs))
-
-
-NAMES = tuple(name for name in dir() if name in vars(_ops) and callable(vars(_ops)[name]))
-"""The operations that stand here in place of Horovod's."""
