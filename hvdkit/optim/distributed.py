@@ -9,7 +9,7 @@ import torch
 
 from hvdkit.compression import Compression
 from hvdkit.optim.buckets import DEFAULT_BUCKET_BYTES
-from hvdkit.optim.reducer import ReducerOptions
+from hvdkit.optim.options import ReducerOptions
 from hvdkit.optim.wrapped import Settings, wrap
 from hvdkit.runtime import require_world
 from hvdkit.runtime.engine import horovod

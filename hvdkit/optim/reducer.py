@@ -10,44 +10,19 @@ aggregated gradients into `.grad`. A rank on which no gradient came flushes in `
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from hvdkit.collectives import Collectives, ReduceOp, Work
 from hvdkit.errors import HvdkitError
-from hvdkit.optim import weighting
 from hvdkit.optim.backward import at_end_of_backward
-from hvdkit.optim.buckets import DEFAULT_BUCKET_BYTES, Bucket, plan_buckets
+from hvdkit.optim.buckets import Bucket, plan_buckets
+from hvdkit.optim.hooks import GradientHook
+from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.plan import Agreement, Observation, agree
 from hvdkit.optim.sparse import reduce_sparse
-from hvdkit.optim.weighting import Weighting
-
-
-@dataclass(frozen=True)
-class ReducerOptions:
-    """How gradients are aggregated; see `DistributedOptimizer` for the meaning of each."""
-
-    compression: Any
-    op: ReduceOp = "average"
-    passes: int = 1
-    predivide: float = 1.0
-    groups: Sequence[Sequence[int]] | int | None = None
-    sparse_as_dense: bool = False
-    weight: float | None = None
-    bucket_bytes: int = DEFAULT_BUCKET_BYTES
-
-
-@dataclass
-class Statistics:
-    """What aggregation cost this rank since the optimizer was made."""
-
-    rounds: int = 0
-    bytes_sent: float = 0.0
-    """2(p-1)/p times the bytes of all buckets, after compression."""
-    exposed_seconds: float = 0.0
-    """Time between the end of backward and the last aggregated gradient."""
+from hvdkit.optim.weighting import FIELDS, Total, Weighting, combine
 
 
 class Reducer:
@@ -184,14 +159,14 @@ class Reducer:
         while len(self._works) < len(self._buckets):
             self._send_next()
         fields, used, sparse_on, resend_on = (
-            header_work.wait().split([weighting.FIELDS, len(present), len(sparse), len(resend)])
+            header_work.wait().split([FIELDS, len(present), len(sparse), len(resend)])
         )  # fmt: skip
         results = [(work.wait(), context) for work, context in self._works]
         self._works = []
         for number in torch.nonzero(resend_on).flatten().tolist():
             work, context = self._send(number, f"{agreed.key}.{number}.again")
             results[number] = (work.wait(), context)
-        total = weighting.combine(fields, agreed.fixed_total)
+        total = combine(fields, agreed.fixed_total)
         self._divide_by(total)
         scale = self._inverse * self._unit * self.options.predivide
         is_used, is_sparse = [[count > 0 for count in part.tolist()] for part in (used, sparse_on)]
@@ -291,13 +266,13 @@ class Reducer:
     def _wire_op(self) -> ReduceOp:
         return "sum" if self.options.op == "average" else self.options.op
 
-    def _divide_by(self, total: weighting.Total) -> None:
+    def _divide_by(self, total: Total) -> None:
         self._inverse = 1 / total.divisor if self.options.op == "average" else 1.0
         self._last_factor = 0.0 if self.weighting.is_silent else self.weighting.factor
 
     def _scale_alone(self) -> None:
         fields = torch.tensor(self.weighting.encode(), dtype=torch.float64)
-        self._divide_by(weighting.combine(fields, self.weighting.fixed))
+        self._divide_by(combine(fields, self.weighting.fixed))
         factor = self._last_factor * self._inverse
         if factor == 1.0:
             return
@@ -360,21 +335,3 @@ class Reducer:
         for hook in self._hooks.values():
             hook.remove()
         self._hooks = {}
-
-
-class GradientHook:
-    """Tells a reducer that a parameter's gradient is complete. A parameter has at most one."""
-
-    def __init__(self, reducer: Reducer, index: int, parameter: torch.Tensor) -> None:
-        self._reducer, self._index = reducer, index
-        for other in list((parameter._post_accumulate_grad_hooks or {}).values()):
-            if isinstance(other, GradientHook):
-                other._reducer.release(other._index)
-        self._handle = parameter.register_post_accumulate_grad_hook(self)
-
-    def __call__(self, parameter: torch.Tensor) -> None:
-        self._reducer.on_gradient(self._index)
-
-    def remove(self) -> None:
-        """Stop telling."""
-        self._handle.remove()

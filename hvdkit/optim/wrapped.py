@@ -9,13 +9,15 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MethodType
 from typing import Any
 
 import torch
 
 from hvdkit.collectives import Collectives, HorovodEngine
 from hvdkit.optim.adasum import adasum_step
-from hvdkit.optim.reducer import Reducer, ReducerOptions, Statistics
+from hvdkit.optim.options import ReducerOptions, Statistics
+from hvdkit.optim.reducer import Reducer
 from hvdkit.runtime import World, current_world
 
 
@@ -53,7 +55,8 @@ def wrap(optimizer: torch.optim.Optimizer, settings: Settings) -> torch.optim.Op
         base = optimizer._base_class
     else:
         base = type(optimizer)
-    optimizer.__class__ = _distributed_class(base)
+    subclass: Any = _distributed_class
+    optimizer.__class__ = subclass(base)
     _rebind_scheduled_step(optimizer)
     assert isinstance(optimizer, Distributed)
     optimizer._settings = settings
@@ -165,7 +168,7 @@ class Distributed:
 
 
 @functools.cache
-def _distributed_class(base: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+def _distributed_class(base: Any) -> type[torch.optim.Optimizer]:
     plain_step = base.step
 
     # wraps() also copies the mark by which torch knows that hooks run inside plain_step already.
@@ -202,7 +205,7 @@ def _rebind_scheduled_step(optimizer: torch.optim.Optimizer) -> None:
         return step(self, *args, **kwargs)
 
     counted_step._wrapped_by_lr_sched = marked  # type: ignore[attr-defined]
-    optimizer.step = counted_step.__get__(optimizer)  # type: ignore[method-assign]
+    optimizer.step = MethodType(counted_step, optimizer)  # type: ignore[method-assign]
 
 
 def _parameters(optimizer: Any) -> list[torch.Tensor]:

@@ -34,9 +34,9 @@ class World:
     threads: int
     """CPU threads that are this rank's fair share of the cores it may run on; at least 1."""
     generation: int
-    comm: "MPI.Intracomm | None" = None
-    local_comm: "MPI.Intracomm | None" = None
-    cross_comm: "MPI.Intracomm | None" = None
+    comm: "MPI.Comm | None" = None
+    local_comm: "MPI.Comm | None" = None
+    cross_comm: "MPI.Comm | None" = None
 
     @property
     def is_root(self) -> bool:

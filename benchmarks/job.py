@@ -1,0 +1,51 @@
+"""Starts the ranks of a benchmark, and prints what it measured: a table for people, one JSON line for programs."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+
+def run_ranks(ranks: int, script: str, *words: str, env: Mapping[str, str] | None = None) -> None:
+    """Run `python SCRIPT WORDS` on `ranks` ranks under mpirun; ends this program if that fails."""
+    binaries = Path(sys.executable).parent
+    settings = {
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        **(env or {}),
+    }
+    command = ["mpirun", "--oversubscribe", "-np", str(ranks), sys.executable, script, *words]
+    status = subprocess.run(command, env=settings, check=False).returncode
+    if status:
+        sys.exit(status)
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """One aligned table; every column's unit stands in `header`."""
+    cells = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    print(title)
+    for row in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    print(flush=True)
+
+
+def print_record(benchmark: str, ranks: int, results: object) -> None:
+    """One JSON line with the versions and the machine."""
+    versions = {name: version(name) for name in ("torch", "horovod", "mpi4py", "hvdkit")}
+    record = {
+        "benchmark": benchmark,
+        "ranks": ranks,
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions,
+        "results": results,
+    }
+    print(json.dumps(record), flush=True)
