@@ -17,10 +17,11 @@ With workers: `DataLoader(BatchDataset(samples, sampler), batch_size=None, sampl
 
 from hvdkit.data.batches import IGNORED, Batch, CausalSamples, MaskedSamples, Samples
 from hvdkit.data.byte_tokens import ByteTokenizer
-from hvdkit.data.corpus import Corpus, CorpusConfig, prepare_corpus
+from hvdkit.data.corpus import Corpus, CorpusConfig
 from hvdkit.data.loader import BatchDataset
+from hvdkit.data.prepare import prepare_corpus
 from hvdkit.data.sampler import Position, ShardedSampler, evaluation_indices
-from hvdkit.data.tokenizer import Tokenizer, load_tokenizer
+from hvdkit.data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 
 __all__ = [
     "IGNORED",
@@ -38,4 +39,5 @@ __all__ = [
     "evaluation_indices",
     "load_tokenizer",
     "prepare_corpus",
+    "save_tokenizer",
 ]

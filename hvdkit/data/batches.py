@@ -93,7 +93,7 @@ class Samples(ABC):
 
 
 class CausalSamples(Samples):
-    """Next-token prediction: n tokens make ceil((n - 1) / context) samples, and each token but the first is asked once."""
+    """Next-token prediction: n tokens make ceil((n - 1) / context) samples; each token but the first is asked once."""
 
     def __len__(self) -> int:
         return -(-max(0, len(self.ids) - 1) // self.context)

@@ -11,11 +11,13 @@ even if the global batch has changed with the number of ranks.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
+Order = npt.NDArray[np.unsignedinteger[Any]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class ShardedSampler:
         self.size = size
         self.seed = seed
         self._epoch = -1
-        self._order: npt.NDArray[np.unsignedinteger] = np.empty(0, dtype=np.uint32)
+        self._order: Order = np.empty(0, dtype=np.uint32)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -76,10 +78,11 @@ class ShardedSampler:
             yield start
             start = self.following(start)
 
-    def _permutation(self, epoch: int) -> npt.NDArray[np.unsignedinteger]:
+    def _permutation(self, epoch: int) -> Order:
         if epoch != self._epoch:
             # 4 bytes a sample, shuffled in place: 100 million samples take 400 MB, not 1.6 GB.
-            order = np.arange(self.n_samples, dtype=np.uint32 if self.n_samples < 2**32 else np.uint64)
+            dtype = np.uint32 if self.n_samples < 2**32 else np.uint64
+            order: Order = np.arange(self.n_samples, dtype=dtype)
             np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))).shuffle(order)
             self._epoch, self._order = epoch, order
         return self._order

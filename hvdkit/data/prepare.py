@@ -1,0 +1,186 @@
+"""Makes the corpus of a run: text found, tokenised once per node into a cache, mapped by all its ranks.
+
+The cache is keyed by the text itself and the tokenizer, never by paths or times: a changed file is noticed, a moved
+one is not tokenised again. The price is that each start reads the text once to hash it, some hundred MB/s and node.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from hvdkit.data.byte_tokens import ByteTokenizer
+from hvdkit.data.corpus import Corpus, CorpusConfig
+from hvdkit.data.documents import Reader
+from hvdkit.data.durable import complete_folder
+from hvdkit.data.held_out import Survey, split, survey
+from hvdkit.data.progress import Progress, Say
+from hvdkit.data.sources import find_sources
+from hvdkit.data.token_files import map_tokens, read_info, store, write_info, write_tokens
+from hvdkit.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer, save_tokenizer
+from hvdkit.errors import DataError
+from hvdkit.horovod_build.wheel import cache_folder
+from hvdkit.runtime import World, gather_objects, raise_together, share_object
+
+_FORMAT = "1"
+"""Part of every cache key: raise it when the meaning of the files changes."""
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Text:
+    """The text as one rank of each node has surveyed it."""
+
+    reader: Reader
+    found: Survey
+
+
+def prepare_corpus(
+    world: World,
+    config: CorpusConfig,
+    *,
+    context: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    say: Say = _log.info,
+) -> Corpus:
+    """Find the text, tokenise it (once per node) and map the token ids. Collective; all ranks get equal corpora.
+
+    Args:
+        context: the sequence length of the run, if it is to be checked here that the text fills a sequence.
+        tokenizer: takes the place of `config.tokens` (a model's own, that of a resumed run); rank 0's counts.
+        say: what is told on rank 0 about long work, a line every few seconds.
+
+    Raises DataError or ConfigError on all ranks alike, naming the file and line at fault. One rank of each node reads
+    the text, once to hash it and once more to tokenise it if the cache does not have it; rank 0 once more for a BPE.
+    """
+    say = say if world.is_root else _keep_quiet
+    reads = world.local_rank == 0 or world.is_root
+    cache = Path(config.cache_dir).expanduser() if config.cache_dir else cache_folder()
+
+    text = _together(world, lambda: _survey(config, say) if reads else None)
+    _check_same_text(world, text)
+    chosen = _together(world, lambda: (tokenizer or _tokenizer(config, cache, text, say)) if world.is_root else None)
+    shared = share_object(world, chosen)
+    if shared is None:
+        raise AssertionError("rank 0 has chosen a tokenizer")
+    key = share_object(world, _key(text, shared) if text is not None else "")
+    folder = cache / "tokens" / key
+    _together(world, lambda: _tokenise(folder, text, shared, say) if text is not None else None)
+    corpus = _together(world, lambda: _map(folder, shared))
+    if context is not None:
+        corpus.check_context(context)
+    return corpus
+
+
+def _survey(config: CorpusConfig, say: Say) -> _Text:
+    reader = Reader(find_sources(config.data), config.text_field, config.skip_bad)
+    found = survey(reader, config.validation_share, Progress("reading the text", None, say))
+    if found.n_bytes == 0:
+        dropped = f" (left out {reader.dropped.bad} bad lines)" if reader.dropped.bad else ""
+        raise DataError(f"--data {' '.join(config.data)}: there is no text in it{dropped}")
+    return _Text(reader, found)
+
+
+def _check_same_text(world: World, text: _Text | None) -> None:
+    digests = gather_objects(world, (world.hostname, None if text is None else text.found.digest))
+    first_host, first = digests[0]
+    others = sorted({host for host, digest in digests if digest not in (None, first)})
+    if others:
+        raise DataError(
+            f"{', '.join(others)} does not see the same text as {first_host}: give every host the same files "
+            "(for the default text, the same version of Python)"
+        )
+
+
+def _tokenizer(config: CorpusConfig, cache: Path, text: _Text | None, say: Say) -> Tokenizer:
+    if config.tokens == "bytes":
+        return ByteTokenizer()
+    if config.tokens != "bpe":
+        return load_tokenizer(Path(config.tokens))
+    from hvdkit.data.bpe_tokens import library_version, train_bpe
+
+    if text is None:
+        raise AssertionError("rank 0 reads the text")
+    name = _hash(_FORMAT, library_version(), repr(text.found), str(config.vocab_size))
+    folder = cache / "tokenizers" / name
+    if not (folder / TOKENIZER_FILE).is_file():
+        say(f"training a BPE of {config.vocab_size:,} tokens")
+        progress = Progress("training the BPE: counting words", text.found.n_bytes, say)
+        trained = train_bpe(_training_texts(text, progress), config.vocab_size)
+        try:
+            with complete_folder(folder) as new:
+                save_tokenizer(new, trained)
+        except FileExistsError:
+            _log.info("another job has trained the same BPE meanwhile; its one counts for both")
+        except OSError as error:
+            raise _cache_error(folder, error) from error
+    return load_tokenizer(folder)
+
+
+def _training_texts(text: _Text, progress: Progress) -> Iterator[str]:
+    for part in split(text.reader, text.found):
+        progress.advance(len(part.text))
+        if not part.held_out:
+            yield part.text
+
+
+def _key(text: _Text, tokenizer: Tokenizer) -> str:
+    return _hash(_FORMAT, repr(text.found), tokenizer.to_json())
+
+
+def _tokenise(folder: Path, text: _Text, tokenizer: Tokenizer, say: Say) -> None:
+    if read_info(folder) is not None:
+        return
+
+    def fill(new: Path) -> None:
+        progress = Progress("tokenising", text.found.n_bytes, say)
+        info = write_tokens(new, split(text.reader, text.found), text.found, tokenizer, progress)
+        dropped = text.reader.dropped
+        write_info(
+            new, replace(info, dropped_lines=dropped.bad, first_dropped=dropped.first_bad, binary_files=dropped.binary)
+        )
+
+    try:
+        store(folder, fill)
+    except OSError as error:
+        raise _cache_error(folder, error) from error
+
+
+def _map(folder: Path, tokenizer: Tokenizer) -> Corpus:
+    info = read_info(folder)
+    if info is None:
+        raise DataError(f"{folder}: the token cache that this node's first rank wrote cannot be read here")
+    return Corpus(
+        train=map_tokens(folder / "train.bin", info.dtype, info.train_tokens),
+        validation=map_tokens(folder / "validation.bin", info.dtype, info.validation_tokens),
+        tokenizer=tokenizer,
+        info=info,
+    )
+
+
+def _cache_error(folder: Path, error: OSError) -> DataError:
+    return DataError(f"the token cache {folder.parent} cannot be written ({error.strerror}); name another --cache-dir")
+
+
+def _together(world: World, work: Callable[[], T]) -> T:
+    """`work()` on every rank; an error on any of them is raised on all. Collective."""
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as caught:
+        error = caught
+    raise_together(world, error)
+    return result
+
+
+def _hash(*words: str) -> str:
+    return hashlib.blake2b("\0".join(words).encode(), digest_size=16).hexdigest()
+
+
+def _keep_quiet(text: str) -> None:
+    """Only rank 0 talks to the user."""

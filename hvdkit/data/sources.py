@@ -1,0 +1,102 @@
+"""Which texts make the corpus: the files behind paths, folders and globs, or one's own function.
+
+The order is that of the arguments, within a folder or glob that of the names, so that every node and every run sees
+the same. Each file has a `label` that does not depend on where its folder lies (the path relative to it); labels
+decide which documents are held out.
+"""
+
+import glob
+import os
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvdkit.data.named_function import names_function
+from hvdkit.errors import DataError
+
+_SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
+_NOT_STANDARD_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "lib-dynload"})
+_SNIFFED_BYTES = 8192
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A file of the corpus. `explicit` files were named one by one: one that is not text is an error there."""
+
+    path: Path
+    label: str
+    explicit: bool = True
+
+
+@dataclass(frozen=True)
+class TextFunction:
+    """`package.module:function`, which returns an iterable of texts or of (name, text)."""
+
+    name: str
+
+
+Source = TextFile | TextFunction
+
+
+def find_sources(arguments: Sequence[str]) -> list[Source]:
+    """The sources that `arguments` name, in order; without arguments Python's own standard library.
+
+    Raises DataError for a path that is not there, a folder without a file, and a glob without a match.
+    """
+    if not arguments:
+        return list(standard_library())
+    found: list[Source] = []
+    for argument in arguments:
+        found.extend([TextFunction(argument)] if names_function(argument) else _files(argument))
+    return list(dict.fromkeys(found))
+
+
+def standard_library() -> list[TextFile]:
+    """The `.py` files of Python's standard library, without its tests."""
+    root = Path(sysconfig.get_path("stdlib"))
+    files = [
+        file
+        for file in _folder(root)
+        if file.path.suffix == ".py" and not _NOT_STANDARD_LIBRARY.intersection(Path(file.label).parts)
+    ]
+    if not files:
+        raise DataError(f"Python's standard library has no source files in {root}; name your own text with --data")
+    return files
+
+
+def is_text(path: Path) -> bool:
+    """Whether `path` holds no zero byte near its beginning, which is how git and grep tell text from the rest."""
+    with path.open("rb") as file:
+        return b"\0" not in file.read(_SNIFFED_BYTES)
+
+
+def _files(argument: str) -> list[TextFile]:
+    path = Path(argument).expanduser()
+    if path.is_dir():
+        files = list(_folder(path))
+        if not files:
+            raise DataError(f"--data {argument}: the folder holds no files (hidden ones do not count)")
+        return files
+    if path.exists():
+        return [TextFile(path, path.name)]
+    if not glob.has_magic(argument):
+        raise DataError(f"--data {argument}: there is no such file or folder (working folder: {Path.cwd()})")
+    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns)
+    if not matches:
+        raise DataError(f"--data {argument}: the pattern matches no file (working folder: {Path.cwd()})")
+    # "**" matches folders and their files alike: the files of a folder that matched come once.
+    files = [match for match in matches if match.is_file()]
+    if not files:
+        return [file for match in matches for file in _folder(match)]
+    root = os.path.commonpath([file.parent for file in files])
+    return [TextFile(file, file.relative_to(root).as_posix()) for file in files]
+
+
+def _folder(root: Path) -> Iterator[TextFile]:
+    for folder, inner, names in os.walk(root):
+        inner[:] = sorted(name for name in inner if name not in _SKIPPED_FOLDERS and not name.startswith("."))
+        for name in sorted(names):
+            path = Path(folder) / name
+            if not name.startswith(".") and path.is_file():
+                yield TextFile(path, path.relative_to(root).as_posix(), explicit=False)
