@@ -1,0 +1,43 @@
+"""Nested state (an optimizer's, say) as JSON beside named tensors, and back, exactly."""
+
+from typing import Any
+
+import torch
+
+from hvdkit.errors import CheckpointError
+
+_TENSOR, _TUPLE, _ITEMS = "__tensor__", "__tuple__", "__items__"
+
+
+def pack(item: Any, tensors: dict[str, torch.Tensor], name: str = "") -> Any:
+    """What JSON can hold of `item`; its tensors are put into `tensors` under names that begin with `name`.
+
+    Dictionaries (string or whole-number keys), lists, tuples, tensors, numbers, strings, booleans and None. Raises
+    CheckpointError, naming the place, for anything else.
+    """
+    if isinstance(item, torch.Tensor):
+        tensors[name] = item.detach().cpu().contiguous().clone()
+        return {_TENSOR: name}
+    if isinstance(item, dict):
+        if not all(isinstance(key, str | int) for key in item):
+            raise CheckpointError(f"{name or 'the state'}: only strings and whole numbers can be keys in a checkpoint")
+        return {_ITEMS: [[key, pack(value, tensors, f"{name}.{key}".lstrip("."))] for key, value in item.items()]}
+    if isinstance(item, list | tuple):
+        values = [pack(value, tensors, f"{name}.{number}".lstrip(".")) for number, value in enumerate(item)]
+        return {_TUPLE: values} if isinstance(item, tuple) else values
+    if item is None or isinstance(item, bool | int | float | str):
+        return item
+    raise CheckpointError(f"{name}: a {type(item).__name__} cannot be kept in a checkpoint")
+
+
+def unpack(item: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """The inverse of `pack`."""
+    if isinstance(item, list):
+        return [unpack(value, tensors) for value in item]
+    if not isinstance(item, dict):
+        return item
+    if _TENSOR in item:
+        return tensors[item[_TENSOR]]
+    if _TUPLE in item:
+        return tuple(unpack(value, tensors) for value in item[_TUPLE])
+    return {key: unpack(value, tensors) for key, value in item[_ITEMS]}

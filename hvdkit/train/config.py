@@ -1,0 +1,149 @@
+"""What a training run does: one dataclass, from which the command line and the YAML file are derived."""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from hvdkit.data import CorpusConfig
+from hvdkit.errors import ConfigError
+
+Scaling = Literal["weak", "weak-linear-lr", "weak-sqrt-lr", "strong"]
+
+
+def option(default: Any, text: str) -> Any:
+    """A field with its help."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Every option of `hvdkit train`; names on the command line have dashes where these have underscores."""
+
+    data: list[str] = option([], "files, folders, globs or package.module:function; default: Python's own sources")
+    text_field: str = option("text", "field of JSON Lines records that holds the text")
+    skip_bad: bool = option(False, "drop and count lines that cannot be read, instead of stopping")
+    tokenizer: str = option("bytes", "bytes, bpe (trained on the training part) or a folder with tokenizer.json")
+    vocab_size: int = option(8192, "size of a trained BPE vocabulary")
+    validation_share: float = option(0.05, "share of the text held out for validation")
+
+    model: str = option("gpt-mini", "a preset, hf:TYPE, a model folder, or package.module:function")
+    init_from: str | None = option(None, "start from this run, checkpoint or Hugging Face folder, tokenizer included")
+    context: int = option(128, "tokens per sequence")
+
+    steps: int = option(300, "optimizer steps of the whole run")
+    batch_size: int = option(8, "sequences per rank and micro-batch (with --scaling strong: per step in all)")
+    accumulate: int = option(1, "micro-batches per step")
+    scaling: Scaling = option(
+        "weak",
+        "what more ranks change: weak = larger global batch, same learning rate; weak-linear-lr and weak-sqrt-lr = "
+        "also a learning rate times ranks or their square root; strong = nothing, the batch is divided",
+    )
+    lr: float = option(2e-3, "peak learning rate")
+    min_lr: float = option(0.1, "final learning rate as a share of the peak")
+    warmup_steps: int = option(30, "steps of linear warm-up; then cosine")
+    weight_decay: float = option(0.1, "AdamW's decay of matrices (vectors are not decayed)")
+    beta2: float = option(0.95, "AdamW's second beta")
+    clip_norm: float = option(1.0, "largest norm of the aggregated gradient; 0 for no clipping")
+    precision: Literal["float32", "bf16", "float64"] = option("float32", "bf16 computes under autocast")
+    compression: Literal["none", "fp16"] = option("none", "gradients on the wire")
+    seed: int = option(0, "of initial weights, order of samples, and dropout")
+
+    eval_every: int = option(100, "steps between evaluations; 0 for only at the end")
+    eval_batches: int = option(64, "validation batches (of batch_size sequences, over all ranks); 0 for all")
+    log_every: int = option(10, "steps between lines of progress")
+    checkpoint_every: int = option(100, "steps between checkpoints; 0 for only at the end")
+    keep: int = option(2, "newest checkpoints to keep; 0 for all")
+    out: str | None = option(None, "folder of the run, must not exist; default: runs/DATE-TIME")
+    resume: str | None = option(None, "continue this run folder or checkpoint; its configuration is the default then")
+    tensorboard: bool = option(False, "also write TensorBoard events")
+    sample_prompt: str = option("def ", "what the sample at the end continues")
+    sample_tokens: int = option(200, "tokens of the sample at the end; 0 for none")
+    threads: int = option(0, "CPU threads per rank; 0 for this rank's share of the cores")
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"--{name.replace('_', '-')} {getattr(self, name)} must be {rule}"
+            for name, rule, good in self._rules()
+            if not good
+        ]
+        if faults:
+            raise ConfigError("; ".join(faults))
+        _ = self.corpus  # checks its own options
+
+    def _rules(self) -> list[tuple[str, str, bool]]:
+        at_least_1 = ("context", "steps", "batch_size", "accumulate", "log_every", "vocab_size")
+        at_least_0 = ("warmup_steps", "eval_every", "eval_batches", "checkpoint_every", "keep", "sample_tokens",
+                      "threads", "seed", "weight_decay", "clip_norm")  # fmt: skip
+        return [
+            *((name, "1 or more", getattr(self, name) >= 1) for name in at_least_1),
+            *((name, "0 or more", getattr(self, name) >= 0) for name in at_least_0),
+            ("lr", "more than 0", self.lr > 0),
+            ("min_lr", "between 0 and 1", 0 <= self.min_lr <= 1),
+            ("beta2", "in [0, 1)", 0 <= self.beta2 < 1),
+        ]
+
+    @property
+    def corpus(self) -> CorpusConfig:
+        """The part that `hvdkit.data` owns."""
+        return CorpusConfig(
+            data=tuple(self.data),
+            text_field=self.text_field,
+            skip_bad=self.skip_bad,
+            tokens=self.tokenizer,
+            vocab_size=self.vocab_size,
+            validation_share=self.validation_share,
+        )
+
+    def global_batch(self, ranks: int) -> int:
+        """Sequences per optimizer step over all ranks."""
+        return self.batch_size if self.scaling == "strong" else self.batch_size * ranks * self.accumulate
+
+    def micro_batch(self, ranks: int) -> int:
+        """Sequences per rank and backward pass, at most."""
+        return -(-self.global_batch(ranks) // (ranks * self.accumulate))
+
+    def peak_lr(self, ranks: int) -> float:
+        """The learning rate after warm-up."""
+        factor = {"weak-linear-lr": float(ranks), "weak-sqrt-lr": ranks**0.5}.get(self.scaling, 1.0)
+        return self.lr * factor
+
+    def write(self, path: Path) -> None:
+        """Save as YAML that `--config` reads back."""
+        import yaml
+
+        values = {name: value for name, value in asdict(self).items() if name not in ("out", "resume")}
+        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def parse(argv: list[str] | None, defaults: Path | None = None) -> TrainConfig:
+    """The configuration that a command line means; `defaults` is a YAML file that it overrides.
+
+    Raises ConfigError for anything it cannot read; prints help and exits if asked to.
+    """
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(prog="hvdkit train", description=_DESCRIPTION, exit_on_error=False,
+                                         default_config_files=[str(defaults)] if defaults else [])  # fmt: skip
+    parser.add_argument("--config", action="config", help="a YAML file with the options below (underscores for dashes)")
+    for item in fields(TrainConfig):
+        more: dict[str, Any] = {"nargs": "*"} if item.name == "data" else {}
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        kind = str if item.name == "data" else item.type
+        flag = f"--{item.name.replace('_', '-')}"
+        if item.type is bool:
+            more, kind = {"nargs": "?", "const": True}, bool
+        parser.add_argument(flag, type=kind, default=default, help=item.metadata["help"], **more)
+    try:
+        values = parser.parse_args(argv).as_dict()
+    except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{text} (`hvdkit train --help` lists the options)") from None
+    return TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
+
+
+_DESCRIPTION = (
+    "Train a language model over all ranks that the launcher started. Without options: a byte-level GPT on Python's "
+    "own standard library."
+)

@@ -1,0 +1,132 @@
+"""The training loop: the same on every rank, and the same result for any number of them."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from hvdkit.data import Batch, Position, Samples, ShardedSampler
+from hvdkit.models import LanguageModel
+from hvdkit.runtime import World
+from hvdkit.train.aggregation import Aggregation
+from hvdkit.train.config import TrainConfig
+from hvdkit.train.loss import LossSum, mean_loss, over_ranks
+from hvdkit.train.schedule import learning_rate
+
+
+@dataclass
+class Timing:
+    """What the steps after the first cost (the first one also warms up)."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    """Over all ranks."""
+    bytes_sent: float = 0.0
+    exposed_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the loop reports every `log_every` steps, equal on all ranks."""
+
+    step: int
+    """Steps done."""
+    advanced: int
+    """Steps since the last report."""
+    loss: float
+    """Mean over all targets since the last report, nats per token."""
+    learning_rate: float
+    tokens_per_s: float
+
+
+@dataclass
+class Loop:
+    """Trains `model` on `samples` from `step` and `position` on."""
+
+    world: World
+    config: TrainConfig
+    model: LanguageModel
+    aggregation: Aggregation
+    samples: Samples
+    step: int = 0
+    position: Position = field(default_factory=Position)
+    timing: Timing = field(default_factory=Timing)
+
+    def __post_init__(self) -> None:
+        self.sampler = ShardedSampler(
+            len(self.samples),
+            self.config.global_batch(self.world.size),
+            self.world.rank,
+            self.world.size,
+            self.config.seed,
+        )
+        self._micro_batch = self.config.micro_batch(self.world.size)
+        self._autocast = self.config.precision == "bf16"
+        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def run(self, report: Callable[[Progress], None], after_step: Callable[[int], None]) -> None:
+        """Train to the last step. Collective. `after_step(steps done)` evaluates and saves when it is time."""
+        self.model.train()
+        window, since, started = LossSum(), 0, time.perf_counter()
+        tokens = 0
+        while self.step < self.config.steps:
+            rate = self._set_learning_rate()
+            window_part, step_tokens = self._one_step()
+            window.nats += window_part.nats
+            window.targets += window_part.targets
+            tokens += step_tokens
+            since += 1
+            if self.step % self.config.log_every == 0 or self.step == self.config.steps:
+                together = over_ranks(self.world, window)
+                speed = tokens / (time.perf_counter() - started)
+                report(Progress(self.step, since, together.mean(), rate, speed))
+                window, since, tokens, started = LossSum(), 0, 0, time.perf_counter()
+            paused = time.perf_counter()
+            after_step(self.step)
+            started += time.perf_counter() - paused  # evaluation and saving are not training time
+
+    def _one_step(self) -> tuple[LossSum, int]:
+        begun = time.perf_counter()
+        bytes_before, exposed_before = self.aggregation.cost()
+        indices = self.sampler.indices(self.position)
+        batch = self.samples.batch(indices, self.position.epoch)
+        step_tokens = len(self.sampler.global_indices(self.position)) * self.samples.context
+        loss_sum = self._accumulate(batch)
+        self.aggregation.finish()
+        if self.config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
+        self.aggregation.step()
+        self.position = self.sampler.following(self.position)
+        self.step += 1
+        if self.timing.steps or self.step > 1:
+            bytes_sent, exposed = self.aggregation.cost()
+            self.timing.bytes_sent += bytes_sent - bytes_before
+            self.timing.exposed_seconds += exposed - exposed_before
+            self.timing.seconds += time.perf_counter() - begun
+            self.timing.tokens += step_tokens
+            self.timing.steps += 1
+        return loss_sum, step_tokens
+
+    def _accumulate(self, batch: Batch) -> LossSum:
+        self.aggregation.optimizer.zero_grad(set_to_none=True)
+        total = LossSum()
+        parts = [part for part in batch.split(self._micro_batch) if part.n_targets]
+        for number, part in enumerate(parts):
+            loss = mean_loss(self.model, part.to(self.world.device), self._autocast)
+            self.aggregation.backward(loss, part.n_targets, is_last=number == len(parts) - 1)
+            total.add(loss, part.n_targets)
+        return total
+
+    def _set_learning_rate(self) -> float:
+        rate = learning_rate(
+            self.step,
+            peak=self.config.peak_lr(self.world.size),
+            warmup_steps=self.config.warmup_steps,
+            steps=self.config.steps,
+            floor=self.config.min_lr,
+        )
+        for group in self.aggregation.optimizer.param_groups:
+            group["lr"] = rate
+        return rate

@@ -1,0 +1,65 @@
+"""The loss of a batch, and its exact mean over all ranks."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from hvdkit.data import IGNORED, Batch, Samples, evaluation_indices
+from hvdkit.models import LanguageModel
+from hvdkit.runtime import World, gather_objects
+
+
+@dataclass
+class LossSum:
+    """Summed loss (nats) and the number of targets it is over."""
+
+    nats: float = 0.0
+    targets: int = 0
+
+    def add(self, mean_loss: torch.Tensor, targets: int) -> None:
+        """Add a batch."""
+        if targets:
+            self.nats += float(mean_loss.detach()) * targets
+            self.targets += targets
+
+    def mean(self) -> float:
+        """Nats per target; NaN over none."""
+        return self.nats / self.targets if self.targets else float("nan")
+
+
+def over_ranks(world: World, mine: LossSum) -> LossSum:
+    """All ranks' sums together, the same bits on every rank. Collective."""
+    parts = gather_objects(world, (mine.nats, mine.targets))
+    return LossSum(sum(nats for nats, _ in parts), sum(targets for _, targets in parts))
+
+
+def mean_loss(model: LanguageModel, batch: Batch, autocast: bool = False) -> torch.Tensor:
+    """Mean cross-entropy over the batch's targets: () of the logits' dtype (float32 under autocast)."""
+    device = batch.inputs.device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+        logits = model(batch.inputs)
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
+
+
+@torch.no_grad()
+def evaluate(
+    world: World, model: LanguageModel, samples: Samples, batch_size: int, *, batches: int = 0, autocast: bool = False
+) -> LossSum:
+    """The loss on the first `batches` * `batch_size` samples (0 for all), divided over ranks, exact. Collective."""
+    was_training = model.training
+    model.eval()
+    count = min(len(samples), batches * batch_size) if batches else len(samples)
+    total = LossSum()
+    for batch in _batches(world, samples, count, batch_size):
+        total.add(mean_loss(model, batch.to(world.device), autocast), batch.n_targets)
+    model.train(was_training)
+    return over_ranks(world, total)
+
+
+def _batches(world: World, samples: Samples, count: int, batch_size: int) -> Iterable[Batch]:
+    for indices in evaluation_indices(count, batch_size, world.rank, world.size):
+        yield samples.batch(indices)

@@ -1,0 +1,40 @@
+"""The folder of a run: made once, never taken over from another run."""
+
+import os
+import time
+from pathlib import Path
+
+from hvdkit.errors import ConfigError
+from hvdkit.runtime import World, raise_together, share_object
+
+
+def make_run_folder(world: World, out: str | None) -> Path:
+    """Make the folder `out`, or runs/DATE-TIME, on rank 0 and return it on all. Collective.
+
+    Raises ConfigError on all ranks if it exists with something in it, or cannot be written.
+    """
+    error: ConfigError | None = None
+    folder = Path(out) if out else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    if world.is_root:
+        try:
+            if out is None:
+                folder = _first_free(folder)
+            elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise ConfigError(f"--out {out} exists: name another folder, or continue that run with --resume {out}")
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(13, "Permission denied")
+        except ConfigError as problem:
+            error = problem
+        except OSError as problem:
+            error = ConfigError(f"the run's folder {folder} cannot be written: {problem.strerror or problem}")
+    raise_together(world, error)
+    return share_object(world, folder)
+
+
+def _first_free(folder: Path) -> Path:
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
