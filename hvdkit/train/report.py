@@ -40,9 +40,8 @@ class Reporter:
         elapsed = time.perf_counter() - self._started
         left_s = elapsed / max(1, done - self._first_step) * (self._steps - done)
         width = len(str(self._steps))
-        self.say(
-            f"step {done:>{width}}/{self._steps}  loss {loss:.3f} {unit}  {tokens_per_s:,.0f} tokens/s  {duration(left_s)} left"
-        )
+        speed = f"{tokens_per_s:,.0f} tokens/s"
+        self.say(f"step {done:>{width}}/{self._steps}  loss {loss:.3f} {unit}  {speed}  {duration(left_s)} left")
 
     def close(self) -> None:
         """End the bar."""

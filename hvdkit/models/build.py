@@ -1,0 +1,72 @@
+"""Makes a model from what `--model` names."""
+
+import difflib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hvdkit.data.named_function import import_function, names_function
+from hvdkit.errors import ConfigError
+from hvdkit.models.bert import BERT
+from hvdkit.models.config import ModelConfig
+from hvdkit.models.gpt import GPT
+from hvdkit.models.language_model import LanguageModel, OwnModel
+from hvdkit.models.presets import PRESETS
+
+HUGGING_FACE = "hf:"
+
+
+def build_model(name: str, vocab_size: int, context: int) -> LanguageModel:
+    """A new model with random weights from torch's generator.
+
+    Args:
+        name: a name of `PRESETS`, `hf:TYPE` (with `,option=value` after it), a model folder (its weights are
+            loaded), or `package.module:function`, called as `function(vocab_size=..., context=...)`.
+        vocab_size: token ids that it must take.
+        context: length of its sequences.
+
+    Raises ConfigError for a name that it does not know, with the closest one.
+    """
+    if name in PRESETS:
+        return from_config(replace(PRESETS[name], vocab_size=vocab_size, context=context), name)
+    if name.startswith(HUGGING_FACE):
+        from hvdkit.models.hugging_face import build_hugging_face
+
+        return build_hugging_face(name.removeprefix(HUGGING_FACE), vocab_size, context)
+    if names_function(name):
+        return from_function(name, "causal", vocab_size, context)
+    if Path(name).is_dir():
+        from hvdkit.models.folder import load_model
+
+        model = load_model(Path(name))
+        if model.vocab_size < vocab_size or model.context < context:
+            raise ConfigError(
+                f"the model in {name} takes {model.vocab_size} token ids and sequences of {model.context}; this run has "
+                f"{vocab_size} and {context}: use its own tokenizer (--init-from {name}) and a context that fits"
+            )
+        return model
+    close = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ConfigError(
+        f"--model {name} is not known{hint} Use one of {', '.join(PRESETS)}, hf:TYPE, a model folder, or "
+        "package.module:function"
+    )
+
+
+def from_config(config: ModelConfig, name: str) -> LanguageModel:
+    """The built-in model of shape `config`."""
+    return GPT(config, name) if config.architecture == "gpt" else BERT(config, name)
+
+
+def from_function(name: str, objective: str, vocab_size: int, context: int) -> LanguageModel:
+    """The model that one's own function returns; `objective` unless the module has an attribute of that name."""
+    function = import_function(name, ConfigError)
+    try:
+        inner: Any = function(vocab_size=vocab_size, context=context)
+    except TypeError as error:
+        raise ConfigError(f"{name}: it is called with vocab_size and context, and failed: {error}") from error
+    if not isinstance(inner, nn.Module):
+        raise ConfigError(f"{name} returned a {type(inner).__name__}; it must return a torch.nn.Module")
+    return OwnModel(inner, name, str(getattr(inner, "objective", objective)), vocab_size, context)

@@ -1,0 +1,69 @@
+"""`hvdkit evaluate RUN`: the exact loss of a trained model on text, on one rank or divided over many."""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hvdkit.checkpoint import find_model
+from hvdkit.data import CorpusConfig, load_tokenizer, prepare_corpus
+from hvdkit.models import load_model
+from hvdkit.runtime import World, end_job_on_error, init
+from hvdkit.train.loss import evaluate
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the loss; returns the exit status."""
+    options = _parser().parse_args(argv)
+    with end_job_on_error():
+        world = init()
+        torch.set_num_threads(world.threads)
+        result = _measure(world, options)
+        if world.is_root:
+            print(json.dumps(result) if options.json else _sentence(result))
+    return 0
+
+
+def _measure(world: World, options: argparse.Namespace) -> dict[str, Any]:
+    folder = find_model(options.run)
+    model, tokenizer = load_model(folder).to(world.device), load_tokenizer(folder)
+    context = min(model.context, options.context) if options.context else model.context
+    corpus = prepare_corpus(world, CorpusConfig(data=tuple(options.data)), context=context, tokenizer=tokenizer)
+    samples = corpus.samples(options.part, model.objective, context)
+    total = evaluate(world, model, samples, options.batch_size)
+    result: dict[str, Any] = {
+        "loss_nats_per_token": total.mean(),
+        "perplexity": math.exp(min(700.0, total.mean())),
+        "targets": total.targets,
+        "part": options.part,
+    }
+    if model.objective == "causal" and options.part == "validation":
+        result["loss_nats_per_byte"] = corpus.nats_per_byte(total.mean())
+    return result
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    per_byte = f", {result['loss_nats_per_byte']:.4f} nats/byte" if "loss_nats_per_byte" in result else ""
+    return (
+        f"{result['part']} loss {result['loss_nats_per_token']:.4f} nats/token{per_byte}, "
+        f"perplexity {result['perplexity']:.2f}, over {result['targets']:,} targets"
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hvdkit evaluate", description="Measure the loss of a trained model.")
+    parser.add_argument("run", type=Path, help="a run folder, a checkpoint, or a model folder")
+    parser.add_argument("--data", nargs="*", default=[], help="as for training; default: Python's own sources")
+    parser.add_argument("--part", choices=["validation", "train"], default="validation", help="which part of the data")
+    parser.add_argument("--batch-size", type=int, default=16, help="sequences at once on each rank (default: 16)")
+    parser.add_argument("--context", type=int, default=0, help="tokens per sequence; default: the model's")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

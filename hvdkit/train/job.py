@@ -1,0 +1,276 @@
+"""One training run from configuration to summary: builds the parts, runs the loop, saves and reports."""
+
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hvdkit.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    find_model,
+    gather_random_state,
+    load_checkpoint,
+    prune,
+    restore_random_state,
+    save_checkpoint,
+)
+from hvdkit.data import Corpus, Position, Tokenizer, load_tokenizer, prepare_corpus
+from hvdkit.data.tokenizer import save_tokenizer
+from hvdkit.errors import CheckpointError
+from hvdkit.models import LanguageModel, build_model, count_parameters, generate, load_model, load_weights, write_model
+from hvdkit.runtime import World, gather_objects, raise_together
+from hvdkit.train.aggregation import Aggregation, WeighedAggregation
+from hvdkit.train.config import TrainConfig
+from hvdkit.train.loop import Loop, Progress
+from hvdkit.train.loss import evaluate
+from hvdkit.train.metrics import Metrics, read_metrics
+from hvdkit.train.picture import draw_losses
+from hvdkit.train.report import Reporter, duration, size
+from hvdkit.train.run_folder import make_run_folder
+
+Aggregate = Callable[[torch.optim.Optimizer, LanguageModel, TrainConfig], Aggregation]
+
+
+def aggregate_with_hvdkit(optimizer: torch.optim.Optimizer, model: LanguageModel, config: TrainConfig) -> Aggregation:
+    """Every rank starts from rank 0's weights; gradients go through `hvdkit.DistributedOptimizer`."""
+    import hvdkit.optim as optim
+    from hvdkit.compression import Compression
+    from hvdkit.runtime.dropin.functions import broadcast_parameters
+
+    broadcast_parameters(model.state_dict(), root_rank=0)
+    return WeighedAggregation(
+        optim.DistributedOptimizer(
+            optimizer, model.named_parameters(), compression=getattr(Compression, config.compression)
+        )
+    )
+
+
+class Job:
+    """A run on all ranks. Making it is collective and checks everything that can be checked before training."""
+
+    def __init__(self, world: World, config: TrainConfig, aggregate: Aggregate = aggregate_with_hvdkit) -> None:
+        self.world, self.config = world, config
+        torch.set_num_threads(config.threads or world.threads)
+        self.resumed = _together(world, lambda: _load(config.resume)) if config.resume else None
+        init_from = self.resumed.model if self.resumed else config.init_from
+        source = _together(world, lambda: find_model(Path(init_from))) if init_from else None
+        tokenizer = _together(world, lambda: _tokenizer_of(source))
+        self.reporter = Reporter(world.is_root, config.steps, self._saved("step", 0))
+        self.corpus = prepare_corpus(
+            world, config.corpus, context=config.context, say=self.reporter.say, tokenizer=tokenizer
+        )
+        torch.manual_seed(config.seed)
+        self.model = _together(world, lambda: self._build(source))
+        self.samples = self.corpus.samples("train", self.model.objective, config.context, config.seed)
+        self.held_out = self.corpus.samples("validation", self.model.objective, config.context, config.seed)
+        continues = config.resume is not None and config.out is None
+        self.folder = _run_of(Path(str(config.resume))) if continues else make_run_folder(world, config.out)
+        self.aggregation = aggregate(_optimizer(self.model, config, world), self.model, config)
+        position = Position(*self._saved("position", (0, 0)))
+        self.loop = Loop(world, config, self.model, self.aggregation, self.samples, self._saved("step", 0), position)
+        torch.manual_seed(config.seed + 1 + world.rank)  # dropout differs per rank, weights do not
+        if self.resumed:
+            self._restore(self.resumed)
+        self._is_per_byte = self.model.objective == "causal"
+        self.unit = "nats/byte" if self._is_per_byte else "nats/token"
+        self.validation_loss = float("nan")
+        self.first_step_s = 0.0
+
+    def run(self) -> float:
+        """Train, save and report; returns the final validation loss in `unit`. Collective."""
+        started = time.perf_counter()
+        metrics = Metrics(self.folder, self.config.tensorboard) if self.world.is_root else None
+        if self.world.is_root:
+            self.config.write(self.folder / "config.yaml")
+        self._introduce()
+
+        def report(progress: Progress) -> None:
+            loss = self._in_unit(progress.loss)
+            self.reporter.progress(progress.step, progress.advanced, loss, self.unit, progress.tokens_per_s)
+            if metrics is not None:
+                metrics.write(
+                    progress.step, loss=loss, lr=progress.learning_rate, tokens_per_s=round(progress.tokens_per_s)
+                )
+
+        def after_step(step: int) -> None:
+            last = step == self.config.steps
+            if not self.first_step_s:
+                self.first_step_s = time.perf_counter() - started
+            if last or (self.config.eval_every and step % self.config.eval_every == 0):
+                self._evaluate(step, metrics)
+            if last or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
+                self.save()
+
+        self.loop.run(report, after_step)
+        self.reporter.close()
+        if metrics is not None:
+            metrics.close()
+        self._summarise(time.perf_counter() - started)
+        return self.validation_loss
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment and drop the oldest. Collective."""
+        position = self.loop.position
+        state = {
+            "step": self.loop.step,
+            "position": (position.epoch, position.consumed),
+            "optimizer": self.aggregation.optimizer.state_dict(),
+            "random": gather_random_state(self.world),
+        }
+        checkpoints = self.folder / "checkpoints"
+        saved = save_checkpoint(self.world, checkpoints, self.loop.step, self._write_model, state)
+        if self.world.is_root:
+            prune(checkpoints, self.config.keep)
+        return saved
+
+    def _build(self, source: Path | None) -> LanguageModel:
+        tokenizer = self.corpus.tokenizer
+        if source is not None and not self.resumed:
+            model = load_model(source)
+        elif self.resumed and Path(self.config.model).is_dir():
+            model = load_model(self.resumed.model)
+        else:
+            model = build_model(self.config.model, tokenizer.vocab_size, self.config.context)
+            if self.resumed:
+                load_weights(model, self.resumed.model)
+        if model.vocab_size < tokenizer.vocab_size or model.context < self.config.context:
+            raise CheckpointError(
+                f"{source}: its model takes {model.vocab_size} token ids and sequences of {model.context}, the run has "
+                f"{tokenizer.vocab_size} and {self.config.context}; use --context {model.context} or less"
+            )
+        dtype = torch.float64 if self.config.precision == "float64" else torch.float32
+        return model.to(device=self.world.device, dtype=dtype)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        try:
+            self.aggregation.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{checkpoint.folder}: its optimizer does not fit this run: {error}") from error
+        if not restore_random_state(self.world, state["random"]):
+            saved = len(state["random"]["cpu"])
+            self.reporter.say(
+                f"saved by {saved} ranks, continued by {self.world.size}: every sample once, dropout drawn anew"
+            )
+
+    def _write_model(self, folder: Path) -> None:
+        write_model(folder, self.model)
+        save_tokenizer(folder, self.corpus.tokenizer)
+
+    def _evaluate(self, step: int, metrics: Metrics | None) -> None:
+        autocast = self.config.precision == "bf16"
+        batches = 0 if step == self.config.steps else self.config.eval_batches
+        total = evaluate(
+            self.world, self.model, self.held_out, self.config.batch_size, batches=batches, autocast=autocast
+        )
+        self.validation_loss = self._in_unit(total.mean())
+        self.reporter.say(f"step {step}  validation loss {self.validation_loss:.4f} {self.unit}")
+        if metrics is not None:
+            metrics.write(step, validation_loss=self.validation_loss, validation_targets=total.targets)
+
+    def _in_unit(self, nats_per_token: float) -> float:
+        return self.corpus.nats_per_byte(nats_per_token) if self._is_per_byte else nats_per_token
+
+    def _saved(self, name: str, default: Any) -> Any:
+        return self.resumed.state[name] if self.resumed else default
+
+    def _introduce(self) -> None:
+        world, config = self.world, self.config
+        hosts = len(set(gather_objects(world, world.hostname)))
+        batch = config.global_batch(world.size)
+        say = self.reporter.say
+        say(f"hvdkit train: {self.model.name}, {count_parameters(self.model):,} parameters, {config.precision}")
+        for line in self.corpus.describe():
+            say(line)
+        say(
+            f"{world.size} ranks on {hosts} host{'s' * (hosts > 1)}, Horovod over {world.backend}, {world.device.type}, "
+            f"{torch.get_num_threads()} threads per rank"
+        )
+        say(
+            f"{batch} sequences of {config.context} = {batch * config.context:,} tokens per step, {config.steps} steps, "
+            f"peak learning rate {config.peak_lr(world.size):.3g}"
+        )
+        say(f"--scaling {config.scaling}: {_SCALING[config.scaling]}")
+        if self.resumed:
+            say(f"continued from {self.resumed.folder} at step {self.loop.step}")
+        say(f"run folder: {self.folder}")
+
+    def _summarise(self, seconds: float) -> None:
+        timing = self.loop.timing
+        peak = max(gather_objects(self.world, _peak_memory(self.world)))
+        if not self.world.is_root:
+            return
+        say = self.reporter.say
+        say(f"\ndone: {self.loop.step} steps, {duration(seconds)} (first step after {duration(self.first_step_s)})")
+        if timing.steps:
+            say(
+                f"  {timing.tokens / timing.seconds:,.0f} tokens/s, {timing.seconds / timing.steps * 1e3:.0f} ms per step, "
+                f"{timing.exposed_seconds / timing.seconds:.0%} of it waiting for communication (rank 0), "
+                f"{size(timing.bytes_sent / timing.steps)} sent per step and rank"
+            )
+        say(f"  peak memory {size(peak)} per rank; validation loss {self.validation_loss:.4f} {self.unit}")
+        picture = self.folder / "loss.png"
+        if draw_losses(picture, f"{self.model.name}, {self.world.size} ranks", self.unit, read_metrics(self.folder)):
+            say(f"  loss curves: {picture}")
+        if self.model.objective == "causal" and self.config.sample_tokens:
+            text = generate(self.model, self.corpus.tokenizer, self.config.sample_prompt, self.config.sample_tokens)
+            say("\n".join(["  a sample:", *(f"    {line}" for line in text.splitlines())]))
+        say(f"  go on with `hvdkit generate {self.folder}` or `--resume {self.folder}`")
+
+
+_SCALING = {
+    "weak": "more ranks make the global batch larger, the learning rate stays",
+    "weak-linear-lr": "more ranks make the global batch larger and multiply the learning rate",
+    "weak-sqrt-lr": "more ranks make the global batch larger and multiply the learning rate by their square root",
+    "strong": "more ranks divide the same global batch, the learning rate stays",
+}
+
+
+def _together(world: World, work: Callable[[], Any]) -> Any:
+    """The result of `work` on this rank, or on all ranks the error that it raised on any. Collective."""
+    result, error = None, None
+    try:
+        result = work()
+    except Exception as problem:
+        error = problem
+    raise_together(world, error)
+    return result
+
+
+def _load(path: str | None) -> Checkpoint:
+    return load_checkpoint(find_checkpoint(Path(str(path))))
+
+
+def _run_of(path: Path) -> Path:
+    """The run folder of a run folder or of a checkpoint in one."""
+    return path.parent.parent if (path / "manifest.json").is_file() else path
+
+
+def _tokenizer_of(source: Path | None) -> Tokenizer | None:
+    return load_tokenizer(source) if source is not None and (source / "tokenizer.json").is_file() else None
+
+
+def _optimizer(model: LanguageModel, config: TrainConfig, world: World) -> torch.optim.Optimizer:
+    """AdamW that decays matrices only, fused where this torch has a fused AdamW for the device."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    options: dict[str, Any] = {"lr": config.lr, "betas": (0.9, config.beta2)}
+    try:
+        return torch.optim.AdamW(groups, **options, fused=True)
+    except RuntimeError:  # CPUs before torch 2.4
+        return torch.optim.AdamW(groups, **options)
+
+
+def _peak_memory(world: World) -> int:
+    """Bytes: of the GPU where there is one, else resident."""
+    if world.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(world.device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
