@@ -86,11 +86,11 @@ def _files(argument: str) -> list[TextFile]:
     if not matches:
         raise DataError(f"--data {argument}: the pattern matches no file (working folder: {Path.cwd()})")
     # "**" matches folders and their files alike: the files of a folder that matched come once.
-    files = [match for match in matches if match.is_file()]
-    if not files:
+    found = [match for match in matches if match.is_file()]
+    if not found:
         return [file for match in matches for file in _folder(match)]
-    root = os.path.commonpath([file.parent for file in files])
-    return [TextFile(file, file.relative_to(root).as_posix()) for file in files]
+    root = os.path.commonpath([path.parent for path in found])
+    return [TextFile(path, path.relative_to(root).as_posix()) for path in found]
 
 
 def _folder(root: Path) -> Iterator[TextFile]:

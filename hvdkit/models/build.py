@@ -43,14 +43,14 @@ def build_model(name: str, vocab_size: int, context: int) -> LanguageModel:
         model = load_model(Path(name))
         if model.vocab_size < vocab_size or model.context < context:
             raise ConfigError(
-                f"the model in {name} takes {model.vocab_size} token ids and sequences of {model.context}; this run has "
-                f"{vocab_size} and {context}: use its own tokenizer (--init-from {name}) and a context that fits"
+                f"the model in {name} takes {model.vocab_size} token ids and sequences of {model.context}; this run "
+                f"has {vocab_size} and {context}: use its own tokenizer (--init-from {name}) and a context that fits"
             )
         return model
     close = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    hint = f"; did you mean {close[0]}" if close else ""
     raise ConfigError(
-        f"--model {name} is not known{hint} Use one of {', '.join(PRESETS)}, hf:TYPE, a model folder, or "
+        f"--model {name} is not known{hint}; use one of {', '.join(PRESETS)}, hf:TYPE, a model folder, or "
         "package.module:function"
     )
 

@@ -45,11 +45,12 @@ class GPT(LanguageModel):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(GPTLayer(config) for _ in range(config.layers))
+        layers = [GPTLayer(config) for _ in range(config.layers)]
+        self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         initialise(self, config.init_std)
         # What each layer adds is scaled so that the sum over the depth keeps its size.
-        for layer in self.layers:
+        for layer in layers:
             for residual in (layer.attention.out, layer.feed_forward.down):
                 nn.init.normal_(residual.weight, std=config.init_std / math.sqrt(2 * config.layers))
 

@@ -67,20 +67,14 @@ def load_hugging_face(folder: Path) -> LanguageModel:
 
 
 def _head(transformers: Any, config: Any) -> tuple[str, Any]:
-    """Objective and factory: by the named architecture, else causal where the type has a causal model that is its own."""
+    """Objective and factory: by the architecture that the configuration names, else causal unless the type is
+    known for masking first (BERT and its kin, whose causal heads are decoders made of encoders)."""
+    causal, masked = transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM
     named = " ".join(config.architectures or [])
-    masked = transformers.AutoModelForMaskedLM
-    takes_masked = type(config) in masked._model_mapping
-    if takes_masked and ("MaskedLM" in named or (not named and "is_decoder" in config.to_dict() and not config.is_decoder
-                                                 and type(config) not in _decoders(transformers))):  # fmt: skip
+    can_mask = type(config) in masked._model_mapping
+    if can_mask and ("MaskedLM" in named or (not named and getattr(config, "is_decoder", True) is False)):
         return "masked", masked
-    return "causal", transformers.AutoModelForCausalLM
-
-
-def _decoders(transformers: Any) -> set[Any]:
-    """Configurations whose models are causal and not also masked."""
-    causal, masked = transformers.AutoModelForCausalLM._model_mapping, transformers.AutoModelForMaskedLM._model_mapping
-    return {kind for kind in causal if kind not in masked}
+    return "causal", causal
 
 
 def _option(pair: str, text: str) -> tuple[str, Any]:

@@ -55,7 +55,7 @@ class FeedForward(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary positions (Su et al. 2021): each pair of channels of (b, heads, t, d) is turned by position x frequency."""
+    """Rotary positions (Su et al. 2021): each pair of channels of (b, heads, t, d) turns by position x frequency."""
 
     def __init__(self, channels: int, context: int) -> None:
         super().__init__()

@@ -51,7 +51,8 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], origin:
     ]
     if faults:
         raise CheckpointError(
-            f"{origin} does not fit the model: {'; '.join(faults)}. Use the model, vocabulary and context it was made with"
+            f"{origin} does not fit the model: {'; '.join(faults)}. Use the model, vocabulary and context "
+            "that it was made with"
         )
     with torch.no_grad():
         for name, tensor in tensors.items():

@@ -32,7 +32,7 @@ class TrainConfig:
     init_from: str | None = option(None, "start from this run, checkpoint or Hugging Face folder, tokenizer included")
     context: int = option(128, "tokens per sequence")
 
-    steps: int = option(300, "optimizer steps of the whole run")
+    steps: int = option(240, "optimizer steps of the whole run")
     batch_size: int = option(8, "sequences per rank and micro-batch (with --scaling strong: per step in all)")
     accumulate: int = option(1, "micro-batches per step")
     scaling: Scaling = option(
@@ -106,8 +106,8 @@ class TrainConfig:
 
     def peak_lr(self, ranks: int) -> float:
         """The learning rate after warm-up."""
-        factor = {"weak-linear-lr": float(ranks), "weak-sqrt-lr": ranks**0.5}.get(self.scaling, 1.0)
-        return self.lr * factor
+        factor = {"weak-linear-lr": float(ranks), "weak-sqrt-lr": float(ranks) ** 0.5}.get(self.scaling, 1.0)
+        return float(self.lr * factor)
 
     def write(self, path: Path) -> None:
         """Save as YAML that `--config` reads back."""

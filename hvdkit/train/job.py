@@ -18,18 +18,18 @@ from hvdkit.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from hvdkit.data import Corpus, Position, Tokenizer, load_tokenizer, prepare_corpus
+from hvdkit.data import Position, Tokenizer, load_tokenizer, prepare_corpus
 from hvdkit.data.tokenizer import save_tokenizer
 from hvdkit.errors import CheckpointError
 from hvdkit.models import LanguageModel, build_model, count_parameters, generate, load_model, load_weights, write_model
-from hvdkit.runtime import World, gather_objects, raise_together
+from hvdkit.runtime import World, gather_objects, launch_info, raise_together
 from hvdkit.train.aggregation import Aggregation, WeighedAggregation
 from hvdkit.train.config import TrainConfig
 from hvdkit.train.loop import Loop, Progress
 from hvdkit.train.loss import evaluate
 from hvdkit.train.metrics import Metrics, read_metrics
 from hvdkit.train.picture import draw_losses
-from hvdkit.train.report import Reporter, duration, size
+from hvdkit.train.report import Reporter, duration, plural, size
 from hvdkit.train.run_folder import make_run_folder
 
 Aggregate = Callable[[torch.optim.Optimizer, LanguageModel, TrainConfig], Aggregation]
@@ -59,7 +59,7 @@ class Job:
         init_from = self.resumed.model if self.resumed else config.init_from
         source = _together(world, lambda: find_model(Path(init_from))) if init_from else None
         tokenizer = _together(world, lambda: _tokenizer_of(source))
-        self.reporter = Reporter(world.is_root, config.steps, self._saved("step", 0))
+        self.reporter = Reporter(world.is_root, launch_info().is_launched, config.steps, self._saved("step", 0))
         self.corpus = prepare_corpus(
             world, config.corpus, context=config.context, say=self.reporter.say, tokenizer=tokenizer
         )
@@ -82,7 +82,7 @@ class Job:
 
     def run(self) -> float:
         """Train, save and report; returns the final validation loss in `unit`. Collective."""
-        started = time.perf_counter()
+        started = _process_start()
         metrics = Metrics(self.folder, self.config.tensorboard) if self.world.is_root else None
         if self.world.is_root:
             self.config.write(self.folder / "config.yaml")
@@ -99,7 +99,7 @@ class Job:
         def after_step(step: int) -> None:
             last = step == self.config.steps
             if not self.first_step_s:
-                self.first_step_s = time.perf_counter() - started
+                self.first_step_s = time.time() - started
             if last or (self.config.eval_every and step % self.config.eval_every == 0):
                 self._evaluate(step, metrics)
             if last or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
@@ -109,7 +109,7 @@ class Job:
         self.reporter.close()
         if metrics is not None:
             metrics.close()
-        self._summarise(time.perf_counter() - started)
+        self._summarise(time.time() - started)
         return self.validation_loss
 
     def save(self) -> Path:
@@ -187,11 +187,11 @@ class Job:
         for line in self.corpus.describe():
             say(line)
         say(
-            f"{world.size} ranks on {hosts} host{'s' * (hosts > 1)}, Horovod over {world.backend}, {world.device.type}, "
-            f"{torch.get_num_threads()} threads per rank"
+            f"{plural(world.size, 'rank')} on {plural(hosts, 'host')}, Horovod over {world.backend}, "
+            f"{world.device.type}, {plural(torch.get_num_threads(), 'thread')} per rank"
         )
         say(
-            f"{batch} sequences of {config.context} = {batch * config.context:,} tokens per step, {config.steps} steps, "
+            f"{batch} sequences of {config.context} = {batch * config.context:,} tokens a step, {config.steps} steps, "
             f"peak learning rate {config.peak_lr(world.size):.3g}"
         )
         say(f"--scaling {config.scaling}: {_SCALING[config.scaling]}")
@@ -208,8 +208,9 @@ class Job:
         say(f"\ndone: {self.loop.step} steps, {duration(seconds)} (first step after {duration(self.first_step_s)})")
         if timing.steps:
             say(
-                f"  {timing.tokens / timing.seconds:,.0f} tokens/s, {timing.seconds / timing.steps * 1e3:.0f} ms per step, "
-                f"{timing.exposed_seconds / timing.seconds:.0%} of it waiting for communication (rank 0), "
+                f"  {timing.tokens / timing.seconds:,.0f} tokens/s, "
+                f"{timing.seconds / timing.steps * 1e3:.0f} ms a step, "
+                f"{timing.exposed_seconds / timing.seconds:.0%} of it exposed communication (rank 0), "
                 f"{size(timing.bytes_sent / timing.steps)} sent per step and rank"
             )
         say(f"  peak memory {size(peak)} per rank; validation loss {self.validation_loss:.4f} {self.unit}")
@@ -267,6 +268,13 @@ def _optimizer(model: LanguageModel, config: TrainConfig, world: World) -> torch
         return torch.optim.AdamW(groups, **options, fused=True)
     except RuntimeError:  # CPUs before torch 2.4
         return torch.optim.AdamW(groups, **options)
+
+
+def _process_start() -> float:
+    """When this process started, in seconds since the epoch."""
+    import psutil
+
+    return float(psutil.Process().create_time())
 
 
 def _peak_memory(world: World) -> int:

@@ -6,15 +6,19 @@ from typing import Any
 
 
 class Reporter:
-    """Prints for rank 0 and is silent on the others. Every line is one write, so that lines of ranks do not mix."""
+    """Prints for rank 0 and is silent on the others. Every line is one write, so that lines of ranks do not mix.
 
-    def __init__(self, speaks: bool, steps: int, first_step: int = 0) -> None:
+    `is_launched`: a launcher stands between this process and the person. It forwards whole lines (Open MPI through
+    a pseudo-terminal of its own), so there is no bar then, whatever `isatty` says.
+    """
+
+    def __init__(self, speaks: bool, is_launched: bool, steps: int, first_step: int = 0) -> None:
         self._speaks = speaks
         self._bar: Any = None
         self._steps = steps
         self._started = time.perf_counter()
         self._first_step = first_step
-        if speaks and sys.stdout.isatty():
+        if speaks and not is_launched and sys.stdout.isatty() and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True)
@@ -48,6 +52,11 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 rank`, `8 ranks`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def duration(seconds: float) -> str:
