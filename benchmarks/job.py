@@ -10,18 +10,23 @@ from importlib.metadata import version
 from pathlib import Path
 
 
-def run_ranks(ranks: int, script: str, *words: str, env: Mapping[str, str] | None = None) -> None:
-    """Run `python SCRIPT WORDS` on `ranks` ranks under mpirun; ends this program if that fails."""
+def launch_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment, and `more`, for launchers: their programs found, root and many ranks allowed."""
     binaries = Path(sys.executable).parent
-    settings = {
+    return {
         **os.environ,
         "PATH": f"{binaries}{os.pathsep}{os.environ.get('PATH', '')}",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        **(env or {}),
+        "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        **(more or {}),
     }
-    command = ["mpirun", "--oversubscribe", "-np", str(ranks), sys.executable, script, *words]
-    status = subprocess.run(command, env=settings, check=False).returncode
+
+
+def run_ranks(ranks: int, script: str, *words: str, env: Mapping[str, str] | None = None) -> None:
+    """Run `python SCRIPT WORDS` on `ranks` ranks under mpirun; ends this program if that fails."""
+    command = ["mpirun", "-np", str(ranks), sys.executable, script, *words]
+    status = subprocess.run(command, env=launch_environment(env), check=False).returncode
     if status:
         sys.exit(status)
 

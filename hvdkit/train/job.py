@@ -69,7 +69,7 @@ class Job:
         self.held_out = self.corpus.samples("validation", self.model.objective, config.context, config.seed)
         continues = config.resume is not None and config.out is None
         self.folder = _run_of(Path(str(config.resume))) if continues else make_run_folder(world, config.out)
-        self.aggregation = aggregate(_optimizer(self.model, config, world), self.model, config)
+        self.aggregation = aggregate(make_optimizer(self.model, config), self.model, config)
         position = Position(*self._saved("position", (0, 0)))
         self.loop = Loop(world, config, self.model, self.aggregation, self.samples, self._saved("step", 0), position)
         torch.manual_seed(config.seed + 1 + world.rank)  # dropout differs per rank, weights do not
@@ -105,6 +105,9 @@ class Job:
             if last or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
                 self.save()
 
+        if self.resumed is None and self.config.eval_every:
+            self._evaluate(0, metrics)
+        self.reporter.begin()
         self.loop.run(report, after_step)
         self.reporter.close()
         if metrics is not None:
@@ -255,7 +258,7 @@ def _tokenizer_of(source: Path | None) -> Tokenizer | None:
     return load_tokenizer(source) if source is not None and (source / "tokenizer.json").is_file() else None
 
 
-def _optimizer(model: LanguageModel, config: TrainConfig, world: World) -> torch.optim.Optimizer:
+def make_optimizer(model: LanguageModel, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW that decays matrices only, fused where this torch has a fused AdamW for the device."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [

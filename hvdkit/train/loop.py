@@ -110,7 +110,7 @@ class Loop:
         return loss_sum, step_tokens
 
     def _accumulate(self, batch: Batch) -> LossSum:
-        self.aggregation.optimizer.zero_grad(set_to_none=True)
+        self.aggregation.optimizer.zero_grad()
         total = LossSum()
         parts = [part for part in batch.split(self._micro_batch) if part.n_targets]
         for number, part in enumerate(parts):

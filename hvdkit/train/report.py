@@ -23,6 +23,10 @@ class Reporter:
 
             self._bar = tqdm(total=steps, initial=first_step, unit="step", dynamic_ncols=True)
 
+    def begin(self) -> None:
+        """The first step comes now: time left is estimated from here on."""
+        self._started = time.perf_counter()
+
     def say(self, text: str = "") -> None:
         """Print whole lines."""
         if not self._speaks:
