@@ -9,11 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from hvdkit.errors import HorovodMissingError, HvdkitError
-from hvdkit.runtime import World, current_world, init, is_initialized, shutdown
 
 __version__ = "0.1.0"
 
 _HOME = {
+    # loaded at first use too, so that `hvdkit doctor` and `hvdkit horovod build` can speak where torch does not load
+    **dict.fromkeys(("World", "current_world", "init", "is_initialized", "shutdown"), "hvdkit.runtime"),
     # hvdkit's own implementations of Horovod's names
     "DistributedOptimizer": "hvdkit.optim",
     "Compression": "hvdkit.compression",
@@ -71,12 +72,7 @@ _MODULES = ("compression", "elastic", "functions", "mpi_ops", "optimizer", "sync
 __all__ = [
     "HorovodMissingError",
     "HvdkitError",
-    "World",
-    "current_world",
-    "init",
-    "is_initialized",
     "run",
-    "shutdown",
     *_HOME,
     *_HOROVOD,
     *_MODULES,
@@ -102,3 +98,8 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from hvdkit.compression import Compression as Compression
     from hvdkit.optim import DistributedOptimizer as DistributedOptimizer
+    from hvdkit.runtime import World as World
+    from hvdkit.runtime import current_world as current_world
+    from hvdkit.runtime import init as init
+    from hvdkit.runtime import is_initialized as is_initialized
+    from hvdkit.runtime import shutdown as shutdown
