@@ -23,23 +23,38 @@ EDITS = (
     Edit(
         file="CMakeLists.txt",
         anchor="set(CMAKE_CXX_STANDARD 14)",
-        replacement="set(CMAKE_CXX_STANDARD 17)",
-        why="torch's headers need C++17",
+        replacement="set(CMAKE_CXX_STANDARD $ENV{HVDKIT_CXX_STANDARD})",
+        why="torch's headers need C++17, later C++20: hvdkit reads from them which",
         since="torch 2.1",
     ),
     Edit(
         file="horovod/torch/CMakeLists.txt",
         anchor="    set(CMAKE_CXX_STANDARD 14)",
-        replacement="    set(CMAKE_CXX_STANDARD 17)",
-        why="torch's headers need C++17; this file sets the standard again",
+        replacement="    set(CMAKE_CXX_STANDARD $ENV{HVDKIT_CXX_STANDARD})",
+        why="torch's headers need C++17, later C++20; this file sets the standard again",
         since="torch 2.1",
     ),
     Edit(
-        file="horovod/torch/CMakeLists.txt",
-        anchor="elseif (Pytorch_CUDA AND NOT HAVE_CUDA)",
-        replacement='elseif (Pytorch_CUDA AND NOT HAVE_CUDA AND NOT "$ENV{HVDKIT_WITHOUT_CUDA}" STREQUAL "1")',
-        why="lets a torch with CUDA be used on a machine without GPU or CUDA toolkit, when asked to",
-        since="torch 1.5",
+        file="CMakeLists.txt",
+        anchor="check_language(CUDA)\nif(NOT CMAKE_CUDA_COMPILER)\n",
+        replacement=(
+            "set(HVDKIT_WITHOUT_GPU $ENV{HVDKIT_WITHOUT_GPU})\n"
+            "if(NOT HVDKIT_WITHOUT_GPU)\n    check_language(CUDA)\nendif()\n"
+            "if(NOT CMAKE_CUDA_COMPILER AND NOT HVDKIT_WITHOUT_GPU)\n"
+        ),
+        why="a build for CPUs must not depend on whether some CUDA compiler is on PATH, or works",
+        since="torch with CUDA, CPU build asked for",
+    ),
+    Edit(
+        file="cmake/Modules/FindPytorch.cmake",
+        anchor='string(TOUPPER "${Pytorch_ROCM}" Pytorch_ROCM)\n',
+        replacement=(
+            'string(TOUPPER "${Pytorch_ROCM}" Pytorch_ROCM)\n'
+            'if("$ENV{HVDKIT_WITHOUT_GPU}" STREQUAL "1")\n'
+            "    set(Pytorch_CUDA FALSE)\n    set(Pytorch_ROCM FALSE)\nendif()\n"
+        ),
+        why="a torch with CUDA is built against as a CPU one when asked to, without CUDA's headers and libraries",
+        since="torch with CUDA, CPU build asked for",
     ),
     Edit(
         file="horovod/torch/CMakeLists.txt",

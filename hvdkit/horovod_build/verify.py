@@ -1,85 +1,79 @@
-"""Checks an installed Horovod by starting two ranks, over MPI and over Gloo."""
+"""Checks a built wheel, before it is installed, by starting two ranks: over MPI and over Gloo."""
 
 import os
-import subprocess
 import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 from hvdkit.errors import BuildError
-from hvdkit.horovod_build.toolchain import Toolchain, mpi_environment
+from hvdkit.horovod_build.mpi import Mpi, mpi_environment
+from hvdkit.horovod_build.process import run_limited
 
-_MARKER = "hvdkit_unverified"
+_LIMIT_S = 180
+_LAUNCHER_VARIABLES = ("OMPI_", "PMIX_", "PMI_", "HOROVOD_", "SLURM_")
 
 # MPI is started by mpi4py, as hvdkit does it: started by Horovod, the first rank to leave ends it under the others.
 _PROGRAM = """
 import os, sys
-if sys.argv[1] == "mpi":
+if sys.argv[1] == "MPI":
     import mpi4py
     mpi4py.rc.initialize = False
     from mpi4py import MPI
-    MPI.Init_thread(MPI.THREAD_MULTIPLE)
 import torch
 import horovod.torch as hvd
+if sys.argv[1] == "MPI":
+    with open("/proc/self/maps") as maps:
+        libraries = {os.path.realpath(line.split()[-1]) for line in maps if "/libmpi.so" in line}
+    if len(libraries) > 1:
+        sys.exit("mpi4py and Horovod load two MPI libraries: " + ", ".join(sorted(libraries)))
+    MPI.Init_thread(MPI.THREAD_MULTIPLE)
 hvd.init()
-total = hvd.allreduce(torch.full((1000,), float(hvd.rank() + 1)), op=hvd.Sum, name="verify")
-good = hvd.size() == 2 and bool((total == 3).all())
+def is_right(device):
+    total = hvd.allreduce(torch.full((1000,), float(hvd.rank() + 1), device=device), op=hvd.Sum)
+    return hvd.size() == 2 and bool((total == 3).all())
+good = is_right("cpu")
+if hvd.nccl_built() and torch.cuda.device_count() > 1:
+    good = is_right(f"cuda:{hvd.local_rank()}") and good
 hvd.shutdown()
-if sys.argv[1] == "mpi":
+if sys.argv[1] == "MPI":
     MPI.Finalize()
-sys.exit(0 if good else 3)
+sys.exit(0 if good else f"rank {hvd.rank()} of {hvd.size()}: the result is wrong")
 """
 
 
-def verify(toolchain: Toolchain) -> list[str]:
-    """Run an all-reduce on two ranks with each launcher; returns a line per check. Raises BuildError if one fails."""
-    mpi_bin = Path(toolchain.mpi_bin)
-    env = {name: value for name, value in mpi_environment(mpi_bin).items() if not name.startswith(("OMPI_", "PMIX_"))}
-    env.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
-    env.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
-    python = [sys.executable, "-c", _PROGRAM]
-    oversubscribe = ["--oversubscribe"] if "Open MPI" in toolchain.mpi or "OpenRTE" in toolchain.mpi else []
-    horovodrun = [sys.executable, "-m", "horovod.runner.launch"]
-    launches = {
-        "MPI": [str(mpi_bin / "mpirun"), *oversubscribe, "-np", "2", *python, "mpi"],
-        "Gloo": [*horovodrun, "--gloo", "-np", "2", *python, "gloo"],
-    }
-    return [_check(name, command, env) for name, command in launches.items()]
+def verify(wheel: Path, mpi: Mpi) -> list[str]:
+    """Run an all-reduce on two ranks with each launcher, with `wheel` unpacked beside what is installed.
+
+    Returns a line per check; raises BuildError if one fails. What is installed stays as it is.
+    """
+    if mpi.mpirun is None:
+        raise BuildError(f"there is no mpirun or mpiexec in {mpi.folder} to check Horovod with; pass --verify later, "
+                         "and the first run with more than one rank will check it")  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="hvdkit-verify-") as name:
+        staging = Path(name)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(staging)
+        python = [sys.executable, "-c", _PROGRAM]
+        oversubscribe = ["--oversubscribe"] if mpi.is_open_mpi else []
+        launches = {
+            "MPI": [mpi.mpirun, *oversubscribe, "-np", "2", *python, "MPI"],
+            "Gloo": [sys.executable, "-m", "horovod.runner.launch", "--gloo", "-np", "2", *python, "Gloo"],
+        }
+        return [_check(launch, command, mpi, staging) for launch, command in launches.items()]
 
 
-def mark_unverified() -> None:
-    """Leave the check to the first `init()` with more than one rank."""
-    folder = _installed_folder()
-    if folder is not None:
-        (folder / _MARKER).touch()
-
-
-def is_unverified() -> bool:
-    """Whether the check was left for later (`--verify later`)."""
-    folder = _installed_folder()
-    return folder is not None and (folder / _MARKER).exists()
-
-
-def mark_verified() -> None:
-    """Two ranks have worked together: nothing is left to check."""
-    folder = _installed_folder()
-    if folder is not None:
-        (folder / _MARKER).unlink(missing_ok=True)
-
-
-def _installed_folder() -> Path | None:
-    import importlib.util
-
-    spec = importlib.util.find_spec("horovod")
-    return Path(spec.origin).parent if spec and spec.origin else None
-
-
-def _check(name: str, command: list[str], env: dict[str, str]) -> str:
-    try:
-        result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False,
-                                cwd=os.path.expanduser("~"))  # fmt: skip  # noqa: PTH111
-    except subprocess.TimeoutExpired:
-        raise BuildError(f"two ranks over {name} did not finish within 120 s; see `hvdkit doctor`") from None
-    if result.returncode:
-        said = (result.stdout + result.stderr).strip()[-1500:]
-        raise BuildError(f"two ranks over {name} failed with status {result.returncode}; see `hvdkit doctor`\n{said}")
-    return f"two ranks over {name}: all-reduce is right"
+def _check(launch: str, command: list[str], mpi: Mpi, staging: Path) -> str:
+    env = {name: value for name, value in mpi_environment(mpi.folder).items()
+           if not name.startswith(_LAUNCHER_VARIABLES)}  # fmt: skip
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(staging), env.get("PYTHONPATH"))))
+    env |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    status, said = run_limited(command, env, _LIMIT_S, cwd=staging)
+    if status == 0:
+        return f"two ranks over {launch}: all-reduce is right"
+    happened = f"did not finish within {_LIMIT_S} s" if status is None else f"failed with status {status}"
+    raise BuildError(
+        f"Horovod was built, but two ranks over {launch} {happened}; nothing was changed in this environment. "
+        "`hvdkit doctor` tells whether MPI itself is at fault; where ranks may not be started (login nodes), pass "
+        f"--verify later; --rebuild builds anew.\n{said.strip()[-1500:]}"
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hvdkit.horovod_build.wheel import RECORD
+from hvdkit.horovod_build.cache import RECORD
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from hvdkit.errors import BuildError
 from hvdkit.horovod_build.toolchain import find_toolchain
-from hvdkit.horovod_build.verify import is_unverified
+from hvdkit.horovod_build.unverified import is_unverified
 from hvdkit.launch.facts import Facts
 from hvdkit.launch.findings import Finding, ok, problem, warning
 
