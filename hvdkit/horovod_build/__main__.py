@@ -99,8 +99,8 @@ def _interrupt(number: int, frame: object) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_NAME,
-        description=f"Build Horovod {VERSION} against the torch and MPI of this environment, with MPI, Gloo and (for a\n"
-        "torch with CUDA) NCCL; check it with two ranks; install it.",
+        description=f"Build Horovod {VERSION} against the torch and MPI of this environment, with MPI, Gloo and (for\n"
+        "a torch with CUDA) NCCL; check it with two ranks; install it.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
