@@ -1,0 +1,89 @@
+"""Jobs over two hosts: ranks find their places, add up, train as on one host, and end together.
+
+Everything is started on node1, as a person would who is logged in there.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hvdkit.train.metrics import read_metrics
+from tests.cluster.hosts import Host
+from tests.jobs import ROOT, run_program, succeed
+
+pytestmark = [pytest.mark.hosts, pytest.mark.launch]
+
+REPORT = Path(__file__).with_name("report.py")
+CONFIGS = ROOT / "mpi_configs"
+
+# Open MPI from a wheel must be told where it is on the other host.
+PREFIX = ["--prefix", sys.prefix] if (Path(sys.prefix) / "bin" / "orted").exists() else []
+LAUNCH = {
+    "horovodrun --mpi": ["horovodrun", "--mpi", "-np", "4", "-H", "node1:2,node2:2", f"--mpi-args={' '.join(PREFIX)}"],
+    "horovodrun --gloo": ["horovodrun", "--gloo", "-np", "4", "-H", "node1:2,node2:2"],
+    "mpirun, two_hosts_ethernet": [
+        "env", f"OMPI_MCA_mca_base_param_files={CONFIGS}/two_hosts_ethernet.conf",
+        "mpirun", *PREFIX, "-x", "PATH", "--hostfile", "mpi_configs/two_hosts_ethernet.hosts",
+    ],
+    "hvdkit run": ["hvdkit", "run", "-np", "4", "-H", "node1:2,node2:2", "--"],
+}  # fmt: skip
+
+
+def run_on(host: Host, *words: str | Path, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
+    return run_program(host.enter(*words), timeout_s=timeout_s)
+
+
+def check_reports(folder: Path, backend: str) -> None:
+    """All four ranks were where they belong, and their sums and communicators are right."""
+    reports = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(4)]
+    for rank, report in enumerate(reports):
+        node, place = divmod(rank, 2)
+        assert report.pop("threads") >= 1
+        assert report == {
+            "rank": rank, "size": 4, "local_rank": place, "local_size": 2, "cross_rank": node, "cross_size": 2,
+            "backend": backend, "hostname": f"node{node + 1}", "total": [6.0, 10.0, 14.0, 18.0],
+            "comm": [0, 1, 2, 3] if backend == "mpi" else None,
+            "local_comm": [2 * node, 2 * node + 1] if backend == "mpi" else None,
+            "cross_comm": [place, place + 2] if backend == "mpi" else None,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAUNCH)
+def test_ranks_find_their_places(name: str, hosts: list[Host], tmp_path: Path) -> None:
+    succeed(run_on(hosts[0], *LAUNCH[name], sys.executable, REPORT, tmp_path))
+    check_reports(tmp_path, "gloo" if "gloo" in name else "mpi")
+
+
+def test_training_is_the_same_as_on_one_host(hosts: list[Host], tmp_path: Path) -> None:
+    """And each node makes its own token cache, once."""
+    options = ["--data", "LICENSE", "--model", "gpt-toy", "--context", "32", "--batch-size", "2", "--steps", "4",
+               "--log-every", "1", "--precision", "float64", "--sample-tokens", "0", "--seed", "5"]  # fmt: skip
+    train = [sys.executable, "-m", "hvdkit.train", *options]
+    two = succeed(run_on(hosts[0], *LAUNCH["horovodrun --mpi"], *train, "--out", tmp_path / "two"))
+    assert "4 ranks on 2 hosts" in two.stdout
+    caches = [sorted(host.disk.glob("home/.cache/hvdkit/tokens/*")) for host in hosts]
+    assert [len(cache) for cache in caches] == [1, 1] and caches[0][0].name == caches[1][0].name
+    one = succeed(run_on(hosts[0], "horovodrun", "--mpi", "-np", "4", *train, "--out", tmp_path / "one"))
+    assert "4 ranks on 1 host" in one.stdout
+    losses = [
+        [item[key] for item in read_metrics(tmp_path / name) for key in ("loss", "validation_loss") if key in item]
+        for name in ("one", "two")
+    ]
+    assert len(losses[0]) >= 5 and losses[1] == pytest.approx(losses[0], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["horovodrun --mpi", "horovodrun --gloo"])
+def test_a_killed_rank_ends_the_job_on_both_hosts(name: str, hosts: list[Host], tmp_path: Path) -> None:
+    result = run_on(hosts[0], *LAUNCH[name], sys.executable, REPORT, tmp_path, "3")
+    ended = time.time()
+    assert result.returncode != 0
+    check_reports(tmp_path, "gloo" if "gloo" in name else "mpi")
+    assert ended - float((tmp_path / "died").read_text()) < 15
+    deadline = time.time() + 15
+    while time.time() < deadline and any(host.processes() for host in hosts):
+        time.sleep(0.2)
+    assert [host.processes() for host in hosts] == [[], []]
