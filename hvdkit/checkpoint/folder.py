@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 
 from hvdkit.checkpoint.structure import pack, unpack
-from hvdkit.data.durable import complete_folder
+from hvdkit.data.durable import complete_folder, remove_folder
 from hvdkit.errors import CheckpointError
 from hvdkit.runtime import World, raise_together
 
 _PREFIX = "step-"
+_NAME = re.compile(rf"{_PREFIX}\d+")
 _FORMAT = 1
+_STATE_FILES = ("state.json", "state.safetensors")
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,12 @@ def save_checkpoint(
         try:
             with complete_folder(folder) as beside:
                 _write(beside, step, write_model, state)
-        except OSError as problem:
-            error = CheckpointError(f"checkpoint {folder} cannot be written: {problem}")
         except CheckpointError as problem:
             error = problem
+        except FileExistsError:
+            error = CheckpointError(f"checkpoint {folder} exists already: save into another folder")
+        except Exception as problem:  # the disk's faults come as OSError, or as whatever safetensors makes of them
+            error = CheckpointError(f"checkpoint {folder} cannot be written: {problem}")
     raise_together(world, error)
     return folder
 
@@ -62,12 +67,16 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != _FORMAT:
+            raise CheckpointError(
+                f"checkpoint {folder} has format {manifest['format']}; this hvdkit reads format {_FORMAT}"
+            )
         files: dict[str, str] = manifest["sha256"]
-        for name, digest in files.items():
+        for name in {*files, *_STATE_FILES}:
             path = (folder / name).resolve()
             if not path.is_relative_to(folder.resolve()):
                 raise CheckpointError(f"checkpoint {folder}: {name!r} points outside its folder")
-            if _hash(path) != digest:
+            if _hash(path) != files[name]:
                 raise CheckpointError(f"checkpoint {folder} is damaged: {name} is not what was written; use another")
         tensors = load_file(folder / "state.safetensors")
         state: dict[str, Any] = unpack(json.loads((folder / "state.json").read_text(encoding="utf-8")), tensors)
@@ -98,13 +107,22 @@ def find_model(path: Path) -> Path:
 
 
 def prune(checkpoints: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints. Not collective: call it on one rank."""
+    """Delete all but the newest `keep` checkpoints (0 for none of them), and what interrupted saves left behind.
+
+    Not collective: call it on one rank, while none is being saved.
+    """
     for folder in _steps(checkpoints)[:-keep] if keep > 0 else []:
+        remove_folder(folder)
+    for folder in [*checkpoints.glob(f".{_PREFIX}*.part"), *checkpoints.glob(f".{_PREFIX}*.old")]:
         shutil.rmtree(folder)
 
 
 def _steps(checkpoints: Path) -> list[Path]:
-    return sorted(path for path in checkpoints.glob(f"{_PREFIX}*") if (path / "manifest.json").is_file())
+    found = (path for path in checkpoints.glob(f"{_PREFIX}*") if (path / "manifest.json").is_file())
+    # A copy that someone made beside them (step-00000100-good) is not ours to choose or delete.
+    return sorted(
+        (path for path in found if _NAME.fullmatch(path.name)), key=lambda path: int(path.name[len(_PREFIX) :])
+    )
 
 
 def _write(folder: Path, step: int, write_model: Callable[[Path], None], state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The state of every rank's random generators."""
+"""The state of every rank's random generators of torch."""
 
 import torch
 

@@ -16,6 +16,8 @@ def pack(item: Any, tensors: dict[str, torch.Tensor], name: str = "") -> Any:
     CheckpointError, naming the place, for anything else.
     """
     if isinstance(item, torch.Tensor):
+        while name in tensors:  # {"a": {"b": ...}, "a.b": ...}
+            name += "'"
         tensors[name] = item.detach().cpu().contiguous().clone()
         return {_TENSOR: name}
     if isinstance(item, dict):

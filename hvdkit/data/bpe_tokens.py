@@ -27,7 +27,7 @@ class BpeTokenizer:
 
     def __init__(self, text: str, special: Mapping[str, Any], origin: str) -> None:
         library = _library()
-        self._made_of = (text, dict(special), origin)
+        self._made_of = (text, special, origin)
         try:
             self._tokenizer = library.Tokenizer.from_str(text)
         except Exception as error:
@@ -38,13 +38,15 @@ class BpeTokenizer:
         self._tokenizer.encode_special_tokens = True
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size: int = max(vocabulary.values()) + 1
-        end = _special_id(vocabulary, special.get("eos_token") or special.get("sep_token"), _END_NAMES)
+        end = _special(vocabulary, special.get("eos_token") or special.get("sep_token"), _END_NAMES)
         if end is None:
             raise DataError(f"{origin}: no end-of-text token: neither an eos_token nor any of {', '.join(_END_NAMES)}")
-        self.eot_id: int = end
-        pad = _special_id(vocabulary, special.get("pad_token"), _PAD_NAMES)
-        self.pad_id: int = end if pad is None else pad
-        self.mask_id: int | None = _special_id(vocabulary, special.get("mask_token"), _MASK_NAMES)
+        pad = _special(vocabulary, special.get("pad_token"), _PAD_NAMES)
+        mask = _special(vocabulary, special.get("mask_token"), _MASK_NAMES)
+        self.eot_id: int = vocabulary[end]
+        self.pad_id: int = vocabulary[pad or end]
+        self.mask_id: int | None = None if mask is None else vocabulary[mask]
+        self._names = {"eos_token": end, "pad_token": pad, "mask_token": mask}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BpeTokenizer, self._made_of
@@ -70,6 +72,13 @@ class BpeTokenizer:
     def to_json(self) -> str:
         text: str = self._tokenizer.to_str(pretty=True)
         return text
+
+    def to_config(self) -> dict[str, Any]:
+        _, special, _ = self._made_of
+        if "tokenizer_class" in special:  # transformers' own: kept as it is, chat template and all
+            return dict(special)
+        names = {key: name for key, name in self._names.items() if name is not None}
+        return {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names, **special}
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
@@ -114,10 +123,12 @@ def library_version() -> str:
     return str(_library().__version__)
 
 
-def _special_id(vocabulary: Mapping[str, int], configured: Any, names: Sequence[str]) -> int | None:
+def _special(vocabulary: Mapping[str, int], configured: Any, names: Sequence[str]) -> str | None:
+    """The name of a special token: the configured one, else the first of `names`, that the vocabulary has."""
     # Hugging Face writes a special token as a string or as {"content": ..., more}.
     named = configured.get("content") if isinstance(configured, dict) else configured
-    return next((vocabulary[name] for name in (str(named), *names) if name in vocabulary), None)
+    candidates = names if named is None else (str(named), *names)
+    return next((name for name in candidates if name in vocabulary), None)
 
 
 def _library() -> ModuleType:

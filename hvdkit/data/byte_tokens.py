@@ -35,6 +35,16 @@ class ByteTokenizer:
     def to_json(self) -> str:
         return _description()
 
+    def to_config(self) -> dict[str, Any]:
+        eot, mask, pad = SPECIAL_TOKENS
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "eos_token": eot,
+            "mask_token": mask,
+            "pad_token": pad,
+        }
+
     @staticmethod
     def wrote(text: str) -> bool:
         """Whether `text`, the contents of a tokenizer.json, describes this tokenizer."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy.typing as npt
 
 from hvdkit.data.batches import CausalSamples, MaskedSamples, Samples
+from hvdkit.data.documents import Dropped
 from hvdkit.data.token_files import TokenInfo
 from hvdkit.data.tokenizer import Tokenizer
 from hvdkit.errors import ConfigError, DataError
@@ -54,6 +55,8 @@ class Corpus:
     """(m,) of the same dtype; never overlaps `train`."""
     tokenizer: Tokenizer
     info: TokenInfo
+    dropped: Dropped
+    """What the reader left out this time; the cache may come from another file with the same good lines."""
 
     def samples(self, part: str, objective: str, context: int, seed: int = 0) -> Samples:
         """Samples of `context` tokens of `part` ("train" or "validation") for `objective` ("causal" or "masked").
@@ -109,8 +112,8 @@ class Corpus:
             f"{info.train_tokens:,} tokens for training, {info.validation_tokens:,} held out ({held}); "
             f"{info.documents:,} documents, tokens: {self.tokenizer.kind}"
         ]
-        if info.dropped_lines:
-            lines.append(f"left out {info.dropped_lines:,} bad lines (--skip-bad), the first: {info.first_dropped}")
-        if info.binary_files:
-            lines.append(f"passed over {info.binary_files:,} files that are not text")
+        if self.dropped.bad:
+            lines.append(f"left out {self.dropped.bad:,} bad lines (--skip-bad), the first: {self.dropped.first_bad}")
+        if self.dropped.binary:
+            lines.append(f"passed over {self.dropped.binary:,} files that are not text")
         return lines

@@ -1,6 +1,7 @@
-"""Reads the sources as documents, piece by piece, so that a file larger than memory is no obstacle.
+"""Reads the sources as documents, some megabytes of whole lines at a time, so that a file may be larger than memory.
 
 Plain text and source code are one document a file; JSON Lines (.jsonl, .ndjson) one a line; a function's one an item.
+Text stays as it is, line ends too; only a byte-order mark at the beginning is dropped.
 What cannot be read is a DataError naming file and line, or with `skip_bad` a line that is left out and counted.
 """
 
@@ -30,7 +31,7 @@ class Piece:
 
 @dataclass
 class Dropped:
-    """What was left out: lines (or items of a function) that `skip_bad` allowed, and files in folders without text."""
+    """What was left out: lines (or items of a function) that `skip_bad` allowed, and files that are not text."""
 
     bad: int = 0
     first_bad: str = ""
@@ -72,10 +73,12 @@ class Reader:
         held: str | None = None
         for number, lines in _blocks(file.path):
             text = self._decode(file.path, number, lines)
-            if held:
+            if not text:
+                continue
+            if held is not None:
                 yield Piece(file.label, held, ends=False)
             held = text
-        if held:
+        if held is not None:
             yield Piece(file.label, held, ends=True)
 
     def _decode(self, path: Path, number: int, lines: list[bytes]) -> str:
@@ -127,7 +130,10 @@ class Reader:
     def _items(self, source: TextFunction) -> Iterator[Piece]:
         function = import_function(source.name, DataError)
         try:
-            for number, item in enumerate(function()):
+            items = function()
+            if isinstance(items, str):
+                raise DataError(f"{source.name} returned one text; it must return an iterable of texts, such as a list")
+            for number, item in enumerate(items):
                 name, text = item if isinstance(item, tuple) and len(item) == 2 else (str(number), item)
                 place = f"{source.name}, item {number}"
                 try:

@@ -5,7 +5,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -25,13 +25,21 @@ def complete_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         yield beside
         flush_folder(beside)
-        if replace and folder.exists():
-            folder.rename(old)
+        if replace:
+            with suppress(FileNotFoundError):  # absent, or another job has just moved it away
+                folder.rename(old)
         _rename(beside, folder)
         _flush_entry(folder.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete `folder` so that, interrupted, it is absent all the same (what is left has a hidden name)."""
+    doomed = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.old")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def flush_folder(folder: Path) -> None:

@@ -63,7 +63,7 @@ def split(pieces: Iterable[Piece], found: Survey) -> Iterator[Part]:
         if not found.tail_bytes:
             yield Part(piece.text, _chosen(piece.name, found.validation_share), piece.ends)
         elif size <= left or left <= 0:
-            yield Part(piece.text, left <= 0, piece.ends)
+            yield Part(piece.text, left <= 0, piece.ends or size == left)
         else:
             # "ignore" can only meet the character that the cut divides.
             head = piece.text.encode()[:left].decode(errors="ignore")

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from hvdkit.data.byte_tokens import ByteTokenizer
 from hvdkit.data.corpus import Corpus, CorpusConfig
-from hvdkit.data.documents import Reader
+from hvdkit.data.documents import Dropped, Reader
 from hvdkit.data.durable import complete_folder
 from hvdkit.data.held_out import Survey, split, survey
 from hvdkit.data.progress import Progress, Say
@@ -21,10 +21,10 @@ from hvdkit.data.sources import find_sources
 from hvdkit.data.token_files import map_tokens, read_info, store, write_info, write_tokens
 from hvdkit.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer, save_tokenizer
 from hvdkit.errors import DataError
-from hvdkit.horovod_build.wheel import cache_folder
+from hvdkit.horovod_build.cache import cache_folder
 from hvdkit.runtime import World, gather_objects, raise_together, share_object
 
-_FORMAT = "1"
+_FORMAT = "2"
 """Part of every cache key: raise it when the meaning of the files changes."""
 
 _log = logging.getLogger(__name__)
@@ -38,6 +38,16 @@ class _Text:
 
     reader: Reader
     found: Survey
+    dropped: Dropped
+
+
+@dataclass(frozen=True)
+class _Decided:
+    """What rank 0 decides for all ranks."""
+
+    tokenizer: Tokenizer
+    key: str
+    dropped: Dropped
 
 
 def prepare_corpus(
@@ -64,14 +74,13 @@ def prepare_corpus(
 
     text = _together(world, lambda: _survey(config, say) if reads else None)
     _check_same_text(world, text)
-    chosen = _together(world, lambda: (tokenizer or _tokenizer(config, cache, text, say)) if world.is_root else None)
-    shared = share_object(world, chosen)
-    if shared is None:
-        raise AssertionError("rank 0 has chosen a tokenizer")
-    key = share_object(world, _key(text, shared) if text is not None else "")
-    folder = cache / "tokens" / key
-    _together(world, lambda: _tokenise(folder, text, shared, say) if text is not None else None)
-    corpus = _together(world, lambda: _map(folder, shared))
+    mine = _together(world, lambda: _decide(config, cache, text, tokenizer, say) if world.is_root and text else None)
+    decided = share_object(world, mine)
+    if decided is None:
+        raise AssertionError("rank 0 reads the text and decides")
+    folder = cache / "tokens" / decided.key
+    _together(world, lambda: _tokenise(folder, text, decided.tokenizer, say) if text is not None else None)
+    corpus = _together(world, lambda: _map(folder, decided))
     if context is not None:
         corpus.check_context(context)
     return corpus
@@ -80,10 +89,13 @@ def prepare_corpus(
 def _survey(config: CorpusConfig, say: Say) -> _Text:
     reader = Reader(find_sources(config.data), config.text_field, config.skip_bad)
     found = survey(reader, config.validation_share, Progress("reading the text", None, say))
+    dropped = replace(reader.dropped)  # the reader counts anew each time
     if found.n_bytes == 0:
-        dropped = f" (left out {reader.dropped.bad} bad lines)" if reader.dropped.bad else ""
-        raise DataError(f"--data {' '.join(config.data)}: there is no text in it{dropped}")
-    return _Text(reader, found)
+        raise DataError(
+            f"--data {' '.join(config.data)}: there is no text in it (left out: {dropped.bad} bad lines, "
+            f"{dropped.binary} files that are not text)"
+        )
+    return _Text(reader, found, dropped)
 
 
 def _check_same_text(world: World, text: _Text | None) -> None:
@@ -97,15 +109,18 @@ def _check_same_text(world: World, text: _Text | None) -> None:
         )
 
 
-def _tokenizer(config: CorpusConfig, cache: Path, text: _Text | None, say: Say) -> Tokenizer:
+def _decide(config: CorpusConfig, cache: Path, text: _Text, tokenizer: Tokenizer | None, say: Say) -> _Decided:
+    chosen = tokenizer or _tokenizer(config, cache, text, say)
+    return _Decided(chosen, _hash(_FORMAT, repr(text.found), chosen.to_json()), text.dropped)
+
+
+def _tokenizer(config: CorpusConfig, cache: Path, text: _Text, say: Say) -> Tokenizer:
     if config.tokens == "bytes":
         return ByteTokenizer()
     if config.tokens != "bpe":
         return load_tokenizer(Path(config.tokens))
     from hvdkit.data.bpe_tokens import library_version, train_bpe
 
-    if text is None:
-        raise AssertionError("rank 0 reads the text")
     name = _hash(_FORMAT, library_version(), repr(text.found), str(config.vocab_size))
     folder = cache / "tokenizers" / name
     if not (folder / TOKENIZER_FILE).is_file():
@@ -129,21 +144,13 @@ def _training_texts(text: _Text, progress: Progress) -> Iterator[str]:
             yield part.text
 
 
-def _key(text: _Text, tokenizer: Tokenizer) -> str:
-    return _hash(_FORMAT, repr(text.found), tokenizer.to_json())
-
-
 def _tokenise(folder: Path, text: _Text, tokenizer: Tokenizer, say: Say) -> None:
     if read_info(folder) is not None:
         return
 
     def fill(new: Path) -> None:
         progress = Progress("tokenising", text.found.n_bytes, say)
-        info = write_tokens(new, split(text.reader, text.found), text.found, tokenizer, progress)
-        dropped = text.reader.dropped
-        write_info(
-            new, replace(info, dropped_lines=dropped.bad, first_dropped=dropped.first_bad, binary_files=dropped.binary)
-        )
+        write_info(new, write_tokens(new, split(text.reader, text.found), text.found, tokenizer, progress))
 
     try:
         store(folder, fill)
@@ -151,20 +158,23 @@ def _tokenise(folder: Path, text: _Text, tokenizer: Tokenizer, say: Say) -> None
         raise _cache_error(folder, error) from error
 
 
-def _map(folder: Path, tokenizer: Tokenizer) -> Corpus:
+def _map(folder: Path, decided: _Decided) -> Corpus:
     info = read_info(folder)
     if info is None:
         raise DataError(f"{folder}: the token cache that this node's first rank wrote cannot be read here")
     return Corpus(
         train=map_tokens(folder / "train.bin", info.dtype, info.train_tokens),
         validation=map_tokens(folder / "validation.bin", info.dtype, info.validation_tokens),
-        tokenizer=tokenizer,
+        tokenizer=decided.tokenizer,
         info=info,
+        dropped=decided.dropped,
     )
 
 
 def _cache_error(folder: Path, error: OSError) -> DataError:
-    return DataError(f"the token cache {folder.parent} cannot be written ({error.strerror}); name another --cache-dir")
+    return DataError(
+        f"the token cache {folder.parent} cannot be written ({error.strerror}); set XDG_CACHE_HOME to one that can be"
+    )
 
 
 def _together(world: World, work: Callable[[], T]) -> T:

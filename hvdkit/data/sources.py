@@ -1,11 +1,13 @@
 """Which texts make the corpus: the files behind paths, folders and globs, or one's own function.
 
 The order is that of the arguments, within a folder or glob that of the names, so that every node and every run sees
-the same. Each file has a `label` that does not depend on where its folder lies (the path relative to it); labels
-decide which documents are held out.
+the same. A file that several arguments reach comes once, where the first one put it. Each file has a `label`, its
+path relative to the folder (or to the part of the glob before the first wildcard), so that it does not depend on
+where that lies; labels decide which documents are held out.
 """
 
 import glob
+import itertools
 import os
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,7 @@ _SNIFFED_BYTES = 8192
 
 @dataclass(frozen=True)
 class TextFile:
-    """A file of the corpus. `explicit` files were named one by one: one that is not text is an error there."""
+    """A file of the corpus. `explicit` ones were named, not found: there, one that is not text is an error."""
 
     path: Path
     label: str
@@ -46,10 +48,14 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
     """
     if not arguments:
         return list(standard_library())
-    found: list[Source] = []
+    found: dict[object, Source] = {}
     for argument in arguments:
-        found.extend([TextFunction(argument)] if names_function(argument) else _files(argument))
-    return list(dict.fromkeys(found))
+        sources = [TextFunction(argument)] if names_function(argument) else _files(argument)
+        for source in sources:
+            # Twice the same text could stand on both sides of the held-out split.
+            identity = source.path.resolve() if isinstance(source, TextFile) else source
+            found.setdefault(identity, source)
+    return list(found.values())
 
 
 def standard_library() -> list[TextFile]:
@@ -71,26 +77,29 @@ def is_text(path: Path) -> bool:
         return b"\0" not in file.read(_SNIFFED_BYTES)
 
 
-def _files(argument: str) -> list[TextFile]:
+def _files(argument: str) -> Sequence[TextFile]:
     path = Path(argument).expanduser()
     if path.is_dir():
         files = list(_folder(path))
         if not files:
             raise DataError(f"--data {argument}: the folder holds no files (hidden ones do not count)")
         return files
-    if path.exists():
+    if path.is_file():
         return [TextFile(path, path.name)]
+    if path.exists():
+        raise DataError(f"--data {argument}: not a regular file; text is read more than once, which a pipe cannot do")
     if not glob.has_magic(argument):
         raise DataError(f"--data {argument}: there is no such file or folder (working folder: {Path.cwd()})")
-    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns)
-    if not matches:
-        raise DataError(f"--data {argument}: the pattern matches no file (working folder: {Path.cwd()})")
-    # "**" matches folders and their files alike: the files of a folder that matched come once.
-    found = [match for match in matches if match.is_file()]
+    # As a shell would expand it: a folder that matches stands for its files.
+    root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
+    found = [
+        TextFile(file, file.relative_to(root).as_posix(), explicit=False)
+        for match in sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute)
+        for file in ([inner.path for inner in _folder(match)] if match.is_dir() else [match])
+    ]
     if not found:
-        return [file for match in matches for file in _folder(match)]
-    root = os.path.commonpath([path.parent for path in found])
-    return [TextFile(path, path.relative_to(root).as_posix()) for path in found]
+        raise DataError(f"--data {argument}: the pattern matches no file (working folder: {Path.cwd()})")
+    return found
 
 
 def _folder(root: Path) -> Iterator[TextFile]:

@@ -1,7 +1,7 @@
 """The cache of token ids: one folder for each (text, tokenizer), with two flat files that ranks map into memory.
 
     train.bin, validation.bin    token ids, little-endian uint16 or uint32
-    corpus.json                  their counts, the bytes of text behind them, and what was left out
+    corpus.json                  their counts, and the bytes of text behind them
 
 A folder is complete or absent (see `durable`), so two jobs that start at once do no harm: both write, one name wins.
 """
@@ -26,7 +26,7 @@ _TEXTS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class TokenInfo:
-    """What corpus.json holds: sizes of the two parts and what the reader left out."""
+    """What corpus.json holds: the sizes of the two parts."""
 
     dtype: str
     documents: int
@@ -35,9 +35,6 @@ class TokenInfo:
     validation_tokens: int
     validation_bytes: int
     validation_is_tail: bool
-    dropped_lines: int = 0
-    first_dropped: str = ""
-    binary_files: int = 0
 
 
 class _Writer:

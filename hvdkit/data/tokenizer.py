@@ -11,6 +11,7 @@ import numpy.typing as npt
 from hvdkit.errors import DataError
 
 TOKENIZER_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
 
 
 class Tokenizer(Protocol):
@@ -47,16 +48,14 @@ class Tokenizer(Protocol):
     def to_json(self) -> str:
         """The contents of `tokenizer.json`, in Hugging Face's format; equal tokenizers give equal text."""
 
+    def to_config(self) -> dict[str, Any]:
+        """What `tokenizer_config.json` says beside it: the names of the special tokens, and what transformers adds."""
+
 
 def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`, from which transformers' AutoTokenizer can read it too."""
-    text = tokenizer.to_json()
-    names = {entry["id"]: entry["content"] for entry in json.loads(text)["added_tokens"]}
-    ids = {"eos_token": tokenizer.eot_id, "pad_token": tokenizer.pad_id, "mask_token": tokenizer.mask_id}
-    special = {key: names[number] for key, number in ids.items() if number in names}
-    (folder / TOKENIZER_FILE).write_text(text, encoding="utf-8")
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    (folder / TOKENIZER_FILE).write_text(tokenizer.to_json(), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(tokenizer.to_config(), indent=1), encoding="utf-8")
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -70,14 +69,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / TOKENIZER_FILE
     if not path.is_file():
         # Older Hugging Face folders hold only the vocabulary; transformers knows how to make the rest of it.
-        if (folder / "tokenizer_config.json").is_file() or (folder / "vocab.txt").is_file():
+        if (folder / CONFIG_FILE).is_file() or (folder / "vocab.txt").is_file():
             return from_transformers(folder)
         raise DataError(f"{folder} holds no tokenizer ({TOKENIZER_FILE} is missing)")
     try:
         text = path.read_text(encoding="utf-8")
         if ByteTokenizer.wrote(text):
             return ByteTokenizer()
-        options = folder / "tokenizer_config.json"
+        options = folder / CONFIG_FILE
         special = json.loads(options.read_text(encoding="utf-8")) if options.is_file() else {}
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a tokenizer ({error})") from error

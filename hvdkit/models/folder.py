@@ -9,7 +9,7 @@ from hvdkit.errors import CheckpointError, ConfigError
 from hvdkit.models.build import from_config, from_function
 from hvdkit.models.config import ModelConfig
 from hvdkit.models.language_model import LanguageModel
-from hvdkit.models.state import CONFIG_FILE, CONFIG_KEY, WEIGHTS_FILE, load_tensors, read_tensors
+from hvdkit.models.state import CONFIG_FILE, CONFIG_KEY, WEIGHTS_FILE, distinct_tensors, load_tensors, read_tensors
 
 
 def write_model(folder: Path, model: LanguageModel) -> None:
@@ -24,7 +24,10 @@ def save_model(folder: Path, model: LanguageModel) -> None:
 
 
 def load_model(folder: Path) -> LanguageModel:
-    """The model in `folder`, with its weights; raises CheckpointError where there is none or it cannot be read."""
+    """The model in `folder`, its weights in the dtype they were saved in.
+
+    Raises CheckpointError where there is none or it cannot be read.
+    """
     description = _description(folder)
     if description is None:
         from hvdkit.models.hugging_face import load_hugging_face
@@ -39,16 +42,27 @@ def load_model(folder: Path) -> LanguageModel:
             model = from_config(ModelConfig.from_dict(description), name)
     except (ConfigError, KeyError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
-    load_weights(model, folder)
+    tensors = read_tensors(folder / WEIGHTS_FILE)
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:
+        model.to(dtypes.pop())
+    load_tensors(model, tensors, str(folder))
     return model
 
 
 def load_weights(model: LanguageModel, folder: Path) -> None:
-    """Put the weights in `folder` into `model`; raises CheckpointError naming what does not fit, changing nothing."""
-    from hvdkit.models.hugging_face import HuggingFaceModel
+    """Put the weights in `folder` into `model`, whose dtype stays.
 
-    inner = model.inner if isinstance(model, HuggingFaceModel) else model
-    load_tensors(inner, read_tensors(folder / WEIGHTS_FILE), str(folder))
+    Raises CheckpointError naming what does not fit, changing nothing.
+    """
+    from hvdkit.models.hugging_face import HuggingFaceModel, load_hugging_face
+
+    if isinstance(model, HuggingFaceModel):
+        # transformers may have cut the weights in several files, and renamed them in there.
+        saved = load_hugging_face(folder)
+        load_tensors(model.inner, distinct_tensors(saved.inner), str(folder))
+    else:
+        load_tensors(model, read_tensors(folder / WEIGHTS_FILE), str(folder))
 
 
 def _description(folder: Path) -> dict[str, Any] | None:

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from hvdkit.errors import CheckpointError, ConfigError
 from hvdkit.models.language_model import LanguageModel
 
-_LENGTH_OPTIONS = ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length")
+_LENGTH_OPTIONS = ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length", "max_seq_len")
+_NO_LIMIT = 2**20
+_SHOWN = 5
 
 
 class HuggingFaceModel(LanguageModel):
@@ -26,55 +29,106 @@ class HuggingFaceModel(LanguageModel):
 
     def write(self, folder: Path) -> None:
         """Write what `from_pretrained` reads."""
-        self.inner.save_pretrained(folder, safe_serialization=True)
+        self.inner.save_pretrained(folder)
 
 
-def build_hugging_face(text: str, vocab_size: int, context: int) -> LanguageModel:
-    """`TYPE` or `TYPE,option=value,...` of a transformers configuration, with random weights."""
+def build_hugging_face(text: str, vocab_size: int, context: int) -> HuggingFaceModel:
+    """`TYPE` or `TYPE,option=value,...` of a transformers configuration, with random weights.
+
+    Vocabulary and context are those of the run unless options say otherwise. Raises ConfigError, also where the
+    options leave too little of either.
+    """
     transformers = _transformers()
     kind, *pairs = text.split(",")
     options: dict[str, Any] = dict(_option(pair, text) for pair in pairs)
     try:
-        config = transformers.AutoConfig.for_model(kind)
+        default = transformers.AutoConfig.for_model(kind)
     except (ValueError, KeyError) as error:
         raise ConfigError(f"--model hf:{kind}: transformers has no model type {kind!r}") from error
-    unknown = [name for name in options if not hasattr(config, name)]
+    known = {*default.to_dict(), *default.attribute_map}
+    unknown = [name for name in options if name not in known]
     if unknown:
         raise ConfigError(f"--model hf:{text}: a {kind} configuration has no {', '.join(unknown)}")
-    for name in _LENGTH_OPTIONS:
-        if hasattr(config, name):
-            options.setdefault(name, context)
+    length = _length_option(default)
+    if length is not None and not options.keys() & set(_LENGTH_OPTIONS):
+        options[length] = context
+    options = {"vocab_size": vocab_size, **options}
     try:
-        config = transformers.AutoConfig.for_model(kind, **{"vocab_size": vocab_size, **options})
-        objective, factory = _head(transformers, config)
-        inner = factory.from_config(config)
-    except ValueError as error:
-        raise ConfigError(f"--model hf:{text}: {error}") from error
-    return HuggingFaceModel(inner, f"hf:{text}", objective, vocab_size, context)
+        objective, inner = _make(transformers, kind, options)
+        offset = _position_offset(inner)
+        if offset and options.get(str(length)) == context:
+            objective, inner = _make(transformers, kind, {**options, str(length): context + offset})
+    except ConfigError:
+        raise
+    except Exception as error:  # each configuration checks itself in its own way, or fails in its layers
+        raise ConfigError(f"--model hf:{text}: {' '.join(str(error).split())}") from error
+    model = _wrap(inner, f"hf:{text}", objective)
+    if model.vocab_size < vocab_size or model.context < context:
+        raise ConfigError(
+            f"--model hf:{text}: takes {model.vocab_size} token ids and sequences of {model.context}; this run has "
+            f"{vocab_size} and {context}"
+        )
+    return model
 
 
-def load_hugging_face(folder: Path) -> LanguageModel:
-    """The model in a local Hugging Face folder."""
+def load_hugging_face(folder: Path) -> HuggingFaceModel:
+    """The model in a local Hugging Face folder, in the dtype it was saved in.
+
+    Raises CheckpointError if transformers cannot load it or weights are missing in it.
+    """
     transformers = _transformers()
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         objective, factory = _head(transformers, config)
-        inner = factory.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from error
-    context = next((getattr(config, name) for name in _LENGTH_OPTIONS if hasattr(config, name)), 2**20)
-    return HuggingFaceModel(inner, str(folder), objective, int(config.vocab_size), int(context))
+        inner, report = factory.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, torch_dtype="auto", output_loading_info=True
+        )
+    except Exception as error:  # of transformers, safetensors, or the configuration's own checks
+        raise CheckpointError(f"{folder}: transformers cannot load it: {' '.join(str(error).split())}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise CheckpointError(
+            f"{folder}: weights of a {type(inner).__name__} are missing: {', '.join(missing[:_SHOWN])}{more}"
+        )
+    return _wrap(inner, str(folder), objective)
+
+
+def _make(transformers: Any, kind: str, options: dict[str, Any]) -> tuple[str, Any]:
+    config = transformers.AutoConfig.for_model(kind, **options)
+    objective, factory = _head(transformers, config)
+    return objective, factory.from_config(config)
+
+
+def _wrap(inner: Any, name: str, objective: str) -> HuggingFaceModel:
+    config = inner.config.get_text_config()
+    length = _length_option(config)
+    context = _NO_LIMIT if length is None else getattr(config, length) - _position_offset(inner)
+    return HuggingFaceModel(inner, name, objective, int(config.vocab_size), int(context))
 
 
 def _head(transformers: Any, config: Any) -> tuple[str, Any]:
-    """Objective and factory: by the architecture that the configuration names, else causal unless the type is
-    known for masking first (BERT and its kin, whose causal heads are decoders made of encoders)."""
+    """Objective and factory: masked for encoders (BERT and its kin, whose causal heads are decoders made of
+    encoders) unless the configuration says that this one is a decoder; else causal."""
     causal, masked = transformers.AutoModelForCausalLM, transformers.AutoModelForMaskedLM
-    named = " ".join(config.architectures or [])
-    can_mask = type(config) in masked._model_mapping
-    if can_mask and ("MaskedLM" in named or (not named and getattr(config, "is_decoder", True) is False)):
+    is_decoder = getattr(config, "is_decoder", False) or "CausalLM" in " ".join(config.architectures or [])
+    if type(config) in masked._model_mapping and not is_decoder and not config.is_encoder_decoder:
         return "masked", masked
-    return "causal", causal
+    if type(config) in causal._model_mapping:
+        return "causal", causal
+    raise ConfigError(f"hf:{config.model_type}: transformers has neither a causal nor a masked language model of it")
+
+
+def _length_option(config: Any) -> str | None:
+    return next((name for name in _LENGTH_OPTIONS if isinstance(getattr(config, name, None), int)), None)
+
+
+def _position_offset(inner: nn.Module) -> int:
+    """Positions that can't be used: RoBERTa and its kin count from the padding id + 1."""
+    for name, part in inner.named_modules():
+        if name.endswith("position_embeddings") and getattr(part, "padding_idx", None) is not None:
+            return int(part.padding_idx) + 1
+    return 0
 
 
 def _option(pair: str, text: str) -> tuple[str, Any]:
@@ -83,7 +137,10 @@ def _option(pair: str, text: str) -> tuple[str, Any]:
     name, separator, value = pair.partition("=")
     if not separator:
         raise ConfigError(f"--model hf:{text}: {pair!r} must have the form option=value")
-    return name.strip(), yaml.safe_load(value)
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--model hf:{text}: {pair!r} has a value that is not YAML") from error
 
 
 def _transformers() -> Any:

@@ -1,5 +1,7 @@
 """Continues a text with a causal model."""
 
+import math
+
 import torch
 
 from hvdkit.data.tokenizer import Tokenizer
@@ -24,14 +26,33 @@ def generate(
     """
     if model.objective != "causal":
         raise ValueError(f"{model.name} is a {model.objective} model; only causal models continue a text")
-    if n_tokens < 0 or temperature < 0 or top_k < 0:
-        raise ValueError(f"n_tokens={n_tokens}, temperature={temperature} and top_k={top_k} must be 0 or more")
+    if n_tokens < 0 or not 0 <= temperature < math.inf or top_k < 0:
+        raise ValueError(
+            f"n_tokens={n_tokens}, temperature={temperature} and top_k={top_k} must be 0 or more, and finite"
+        )
     was_training = model.training
     model.eval()
+    try:
+        ids = tokenizer.encode(prompt) or [tokenizer.eot_id]
+        added = _continue(model, tokenizer, ids, n_tokens, temperature, top_k, seed)
+    finally:
+        model.train(was_training)
+    # Decoded together with the prompt: some tokenizers drop the space before a text's first word.
+    return prompt + tokenizer.decode(ids + added)[len(tokenizer.decode(ids)) :]
+
+
+def _continue(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    n_tokens: int,
+    temperature: float,
+    top_k: int,
+    seed: int,
+) -> list[int]:
     device = next(model.parameters()).device
     random = torch.Generator().manual_seed(seed)
-    ids = tokenizer.encode(prompt) or [tokenizer.eot_id]
-    n_prompt = len(ids)
+    ids = list(prompt)
     for _ in range(n_tokens):
         window = torch.tensor([ids[-model.context :]], device=device)
         logits = model(window)[0, -1, : tokenizer.vocab_size].float().cpu()
@@ -39,8 +60,7 @@ def generate(
         if following == tokenizer.eot_id:
             break
         ids.append(following)
-    model.train(was_training)
-    return prompt + tokenizer.decode(ids[n_prompt:])
+    return ids[len(prompt) :]
 
 
 def _choose(logits: torch.Tensor, temperature: float, top_k: int, random: torch.Generator) -> int:
@@ -49,4 +69,5 @@ def _choose(logits: torch.Tensor, temperature: float, top_k: int, random: torch.
     if top_k and top_k < len(logits):
         smallest = logits.topk(top_k).values[-1]
         logits = logits.masked_fill(logits < smallest, float("-inf"))
-    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=random))
+    # The largest becomes 0 first, which a temperature close to 0 cannot make infinite.
+    return int(torch.multinomial(((logits - logits.max()) / temperature).softmax(-1), 1, generator=random))
