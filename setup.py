@@ -42,7 +42,10 @@ setup(
         "cffi>=1.4",
         "setuptools<81",
     ],
-    extras_require={**EXTRAS, "all": sorted({item for name, items in EXTRAS.items() if name != "dev" for item in items})},
+    extras_require={
+        **EXTRAS,
+        "all": sorted({item for name, items in EXTRAS.items() if name != "dev" for item in items}),
+    },
     entry_points={"console_scripts": ["hvdkit = hvdkit.cli:main"]},
     zip_safe=False,
     classifiers=[

@@ -7,6 +7,7 @@ failing test prints its report and aborts the job, since the other ranks may be 
 import io
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def world() -> World:
     """The world of this test session: all ranks that the launcher started."""
     return runtime.init(process_sets="dynamic")
+
+
+@pytest.fixture
+def shared_path(world: World, tmp_path: Path) -> Path:
+    """An empty folder, the same on all ranks."""
+    return runtime.share_object(world, tmp_path)
 
 
 @pytest.fixture(autouse=True)

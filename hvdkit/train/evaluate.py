@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from hvdkit.checkpoint import find_model
 from hvdkit.data import CorpusConfig, load_tokenizer, prepare_corpus
 from hvdkit.models import load_model
 from hvdkit.runtime import World, end_job_on_error, init
+from hvdkit.train.config import parse
 from hvdkit.train.loss import evaluate
+from hvdkit.train.run_folder import saved_config
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +35,7 @@ def _measure(world: World, options: argparse.Namespace) -> dict[str, Any]:
     folder = find_model(options.run)
     model, tokenizer = load_model(folder).to(world.device), load_tokenizer(folder)
     context = min(model.context, options.context) if options.context else model.context
-    corpus = prepare_corpus(world, CorpusConfig(data=tuple(options.data)), context=context, tokenizer=tokenizer)
+    corpus = prepare_corpus(world, _corpus_config(options), context=context, tokenizer=tokenizer)
     samples = corpus.samples(options.part, model.objective, context)
     total = evaluate(world, model, samples, options.batch_size)
     result: dict[str, Any] = {
@@ -46,6 +49,17 @@ def _measure(world: World, options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _corpus_config(options: argparse.Namespace) -> CorpusConfig:
+    """The run's own text, divided as it was for training, but for what the command line says."""
+    saved = saved_config(options.run)
+    config = parse([], defaults=saved).corpus if saved else CorpusConfig()
+    if options.data:
+        config = replace(config, data=tuple(options.data))
+    if options.validation_share is not None:
+        config = replace(config, validation_share=options.validation_share)
+    return replace(config, tokens="bytes")  # unused: the model's own tokenizer is
+
+
 def _sentence(result: dict[str, Any]) -> str:
     per_byte = f", {result['loss_nats_per_byte']:.4f} nats/byte" if "loss_nats_per_byte" in result else ""
     return (
@@ -57,7 +71,8 @@ def _sentence(result: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hvdkit evaluate", description="Measure the loss of a trained model.")
     parser.add_argument("run", type=Path, help="a run folder, a checkpoint, or a model folder")
-    parser.add_argument("--data", nargs="*", default=[], help="as for training; default: Python's own sources")
+    parser.add_argument("--data", nargs="*", default=[], help="as for training; default: what the run trained on")
+    parser.add_argument("--validation-share", type=float, help="share of the text held out; default: as in the run")
     parser.add_argument("--part", choices=["validation", "train"], default="validation", help="which part of the data")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences at once on each rank (default: 16)")
     parser.add_argument("--context", type=int, default=0, help="tokens per sequence; default: the model's")

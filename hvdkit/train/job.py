@@ -83,8 +83,9 @@ class Job:
     def run(self) -> float:
         """Train, save and report; returns the final validation loss in `unit`. Collective."""
         started = _process_start()
-        metrics = Metrics(self.folder, self.config.tensorboard) if self.world.is_root else None
+        metrics = None
         if self.world.is_root:
+            metrics = Metrics(self.folder, self.config.tensorboard, self.loop.step)
             self.config.write(self.folder / "config.yaml")
         self._introduce()
 
@@ -132,12 +133,13 @@ class Job:
 
     def _build(self, source: Path | None) -> LanguageModel:
         tokenizer = self.corpus.tokenizer
+        dtype = torch.float64 if self.config.precision == "float64" else torch.float32
         if source is not None and not self.resumed:
-            model = load_model(source)
+            model = load_model(source).to(dtype)
         elif self.resumed and Path(self.config.model).is_dir():
-            model = load_model(self.resumed.model)
+            model = load_model(self.resumed.model).to(dtype)
         else:
-            model = build_model(self.config.model, tokenizer.vocab_size, self.config.context)
+            model = build_model(self.config.model, tokenizer.vocab_size, self.config.context).to(dtype)
             if self.resumed:
                 load_weights(model, self.resumed.model)
         if model.vocab_size < tokenizer.vocab_size or model.context < self.config.context:
@@ -145,8 +147,7 @@ class Job:
                 f"{source}: its model takes {model.vocab_size} token ids and sequences of {model.context}, the run has "
                 f"{tokenizer.vocab_size} and {self.config.context}; use --context {model.context} or less"
             )
-        dtype = torch.float64 if self.config.precision == "float64" else torch.float32
-        return model.to(device=self.world.device, dtype=dtype)
+        return model.to(self.world.device)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state

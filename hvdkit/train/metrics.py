@@ -6,15 +6,23 @@ from typing import Any
 
 
 class Metrics:
-    """Appends one JSON object per line to `folder`/metrics.jsonl; numbers also go to TensorBoard if asked."""
+    """Appends one JSON object per line to `folder`/metrics.jsonl; numbers also go to TensorBoard if asked.
 
-    def __init__(self, folder: Path, tensorboard: bool) -> None:
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+    Lines of steps after `first_step` are dropped first: a run that goes on from a checkpoint makes them again.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool, first_step: int = 0) -> None:
+        path = folder / "metrics.jsonl"
+        _cut(path, first_step)
+        self._file = path.open("a", encoding="utf-8")
         self._writer: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+            # What an interrupted run had drawn beyond `first_step` is hidden.
+            self._writer = SummaryWriter(  # type: ignore[no-untyped-call]
+                str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
+            )
 
     def write(self, step: int, **values: float | int | str) -> None:
         """One line."""
@@ -36,3 +44,18 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All lines of a run."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
+
+
+def _cut(path: Path, last_step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= last_step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue  # the line that was being written when the run was killed
+    beside = path.with_suffix(".part")
+    beside.write_text("".join(kept), encoding="utf-8")
+    beside.replace(path)

@@ -32,6 +32,14 @@ def make_run_folder(world: World, out: str | None) -> Path:
     return share_object(world, folder)
 
 
+def saved_config(path: Path) -> Path | None:
+    """The configuration file of a run, given the run's folder or that of one of its checkpoints; None if none."""
+    for folder in (path, path.parent.parent):
+        if (folder / "config.yaml").is_file():
+            return folder / "config.yaml"
+    return None
+
+
 def _first_free(folder: Path) -> Path:
     number, free = 1, folder
     while free.exists():

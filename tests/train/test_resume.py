@@ -1,0 +1,101 @@
+"""A run that goes on from a checkpoint is the run that was never interrupted."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from hvdkit.checkpoint import load_checkpoint
+from hvdkit.errors import CheckpointError
+from hvdkit.models import load_model
+from hvdkit.runtime import World
+from hvdkit.train.__main__ import read_configuration
+from hvdkit.train.config import TrainConfig
+from hvdkit.train.job import Job
+from tests.train.runs import configure, losses, write_text_together
+
+
+def run(world: World, config: TrainConfig) -> Job:
+    job = Job(world, config)
+    job.run()
+    return job
+
+
+@pytest.mark.parametrize("model", ["gpt-toy", "tests.train.runs:WithDropout"])
+def test_losses_and_weights_to_the_bit(world: World, shared_path: Path, model: str) -> None:
+    """Dropout, AdamW's moments, learning rate and the place in the data all go on; gradients add up in one order."""
+    data = write_text_together(world, shared_path / "text")
+    whole = run(world, configure(data, shared_path / "whole", model=model, checkpoint_every=5, keep=0))
+    checkpoint = shared_path / "whole" / "checkpoints" / "step-00000005"
+    resumed = run(world, read_configuration(["--resume", str(checkpoint), "--out", str(shared_path / "resumed")]))
+    tolerance = 0.0 if world.size <= 2 else 1e-12  # Horovod's engine adds three ranks in an order of its own
+    for mine, theirs in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
+    if world.is_root:
+        wanted = {step: loss for step, loss in losses(shared_path / "whole").items() if step > 5}
+        found = losses(shared_path / "resumed")
+        assert found.keys() == wanted.keys()
+        assert max(abs(found[step] - wanted[step]) for step in wanted) <= tolerance
+
+
+def test_a_run_folder_goes_on_in_place(world: World, shared_path: Path) -> None:
+    """As after a crash at step 7: the newest checkpoint is of step 5, and the run folder is the argument."""
+    data, folder = write_text_together(world, shared_path / "text"), shared_path / "run"
+    config = configure(data, folder, steps=10, checkpoint_every=5, keep=0)
+    run(world, config)
+    wanted = losses(folder) if world.is_root else {}
+    if world.is_root:
+        shutil.rmtree(folder / "checkpoints" / "step-00000010")
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (folder / "metrics.jsonl").write_text("".join(lines[:8]))
+    job = run(world, read_configuration(["--resume", str(folder)]))
+    assert job.folder == folder and job.loop.step == 10
+    if world.is_root:
+        text = (folder / "metrics.jsonl").read_text().splitlines()
+        steps = [line for line in text if '"loss"' in line]
+        assert len(steps) == 10, "what the lost steps had written is written once"
+        for step, loss in losses(folder).items():
+            assert abs(loss - wanted[step]) < 1e-12
+
+
+def test_more_steps_than_before(world: World, shared_path: Path) -> None:
+    data = write_text_together(world, shared_path / "text")
+    run(world, configure(data, shared_path / "run", steps=4))
+    words = ["--resume", str(shared_path / "run"), "--steps", "6"]
+    assert run(world, read_configuration(words)).loop.step == 6
+
+
+def test_checkpoint_of_another_model(world: World, shared_path: Path) -> None:
+    data = write_text_together(world, shared_path / "text")
+    run(world, configure(data, shared_path / "run", steps=2))
+    words = ["--resume", str(shared_path / "run"), "--model", "gpt-mini", "--out", str(shared_path / "other")]
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        Job(world, read_configuration(words))
+    assert not (shared_path / "other").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(world: World, shared_path: Path) -> None:
+    data = write_text_together(world, shared_path / "text")
+    run(world, configure(data, shared_path / "run", steps=2))
+    (checkpoint,) = (shared_path / "run" / "checkpoints").iterdir()
+    if world.is_root:
+        weights = checkpoint / "model" / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        Job(world, read_configuration(["--resume", str(shared_path / "run")]))
+
+
+def test_init_from_takes_weights_and_tokenizer(world: World, shared_path: Path) -> None:
+    data = write_text_together(world, shared_path / "text")
+    first = run(world, configure(data, shared_path / "first", steps=4))
+    config = configure(data, shared_path / "second", init_from=str(shared_path / "first"), steps=1)
+    second = Job(world, config)
+    assert second.loop.step == 0
+    for mine, theirs in zip(second.model.parameters(), first.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    saved = load_model(load_checkpoint(next((shared_path / "first" / "checkpoints").iterdir())).model)
+    for mine, theirs in zip(saved.parameters(), first.model.parameters(), strict=True):
+        assert torch.equal(mine.double(), theirs)
