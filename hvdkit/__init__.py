@@ -19,7 +19,7 @@ _HOME = {
     "DistributedOptimizer": "hvdkit.optim",
     "Compression": "hvdkit.compression",
     **dict.fromkeys(
-        ("allgather_object", "broadcast_object", "broadcast_optimizer_state", "broadcast_parameters"),
+        ("allgather_object", "broadcast_object", "broadcast_optimizer_state", "broadcast_parameters", "join"),
         "hvdkit.runtime.dropin.functions",
     ),
     # Horovod's operations, with bfloat16
@@ -59,7 +59,7 @@ _HOROVOD = (
     *("Adasum", "Average", "Max", "Min", "Product", "Sum"),
     *("HorovodInternalError", "SyncBatchNorm"),
     *("ProcessSet", "add_process_set", "global_process_set", "remove_process_set"),
-    *("barrier", "join", "poll"),
+    *("barrier", "poll"),
     *("cross_rank", "cross_size", "local_rank", "local_size", "rank", "size"),
     *("ccl_built", "cuda_built", "ddl_built", "gloo_built", "mpi_built", "nccl_built", "rocm_built"),
     *("gloo_enabled", "mpi_enabled", "mpi_threads_supported"),

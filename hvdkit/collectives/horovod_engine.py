@@ -20,9 +20,8 @@ class HorovodEngine:
 
     def __init__(self, world: World, process_set: Any = None) -> None:
         self._process_set = horovod().global_process_set if process_set is None else process_set
-        self.size: int = self._process_set.size()
-        self.index: int = self._process_set.rank()
-        self._root_rank: int = world.rank if self.size == 1 else self._process_set.ranks[0]
+        self.size: int = world.size if process_set is None else process_set.size()
+        self.index: int = world.rank if process_set is None else process_set.rank()
 
     def all_reduce_async_(
         self, tensor: torch.Tensor, name: str, *, op: ReduceOp = "sum", prescale: float = 1.0
@@ -36,16 +35,24 @@ class HorovodEngine:
 
     def all_gather(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """See `Collectives`."""
-        gathered: torch.Tensor = operations.allgather(tensor, name=name, process_set=self._process_set)
+        gathered: torch.Tensor = operations.allgather(
+            tensor.contiguous(), name=name, process_set=self._process_set
+        )  # fmt: skip
         return gathered
 
     def gather_objects(self, item: Any, name: str) -> list[Any]:
-        """See `Collectives`."""
-        payload = torch.frombuffer(bytearray(pickle.dumps(item)), dtype=torch.uint8)
-        lengths = self.all_gather(torch.tensor([payload.numel()]), name=f"{name}.lengths").tolist()
-        gathered = self.all_gather(payload, name=f"{name}.payload")
+        """See `Collectives`. By sums, which go on after a rank has called Horovod's `join()`: its item is None."""
+        pickled = pickle.dumps(item)
+        words = torch.frombuffer(bytearray(pickled + b"\0" * (-len(pickled) % 4)), dtype=torch.int32)
+        counts = torch.zeros(self.size, dtype=torch.int32)
+        counts[self.index] = words.numel()
+        self.all_reduce_async_(counts, f"{name}.counts").wait()
+        whole = torch.zeros(int(counts.sum()), dtype=torch.int32)
+        parts = whole.split(counts.tolist())
+        parts[self.index].copy_(words)
+        self.all_reduce_async_(whole, f"{name}.words").wait()
         # Only what a rank of this same job pickled is unpickled here.
-        return [pickle.loads(part.numpy().tobytes()) for part in gathered.split(lengths)]
+        return [pickle.loads(part.numpy().tobytes()) if part.numel() else None for part in parts]
 
 
 class _EngineWork:

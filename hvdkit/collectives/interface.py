@@ -36,4 +36,7 @@ class Collectives(Protocol):
         """All ranks' `tensor`, concatenated along the first dimension, in which they may differ (0 included)."""
 
     def gather_objects(self, item: Any, name: str) -> list[Any]:
-        """All ranks' `item` (picklable, small), in the order of the group, on every rank."""
+        """All ranks' `item` (picklable, small, not None), in the order of the group, on every rank.
+
+        None stands for a rank that has left the group for good or for a while.
+        """

@@ -52,18 +52,20 @@ def agree(
     """Compare all ranks' parameters and settle order, sparsity and name. Collective, once per plan.
 
     `active` says which parameters take part. The order is the first rank's; parameters that it did not use follow,
-    last registered first. Raises HvdkitError on all ranks if their parameters differ.
+    last registered first. A rank that has called `join()` is not asked, and counts with weight 1 as in Horovod.
+    Raises HvdkitError on all ranks if their parameters differ.
     """
     signature = [
         (name, tuple(p.shape), str(p.dtype), trains) for name, p, trains in zip(names, parameters, active, strict=True)
     ]
-    gathered: list[tuple[int, Any, Observation, list[float], float]] = collectives.gather_objects(
+    everyone: list[tuple[int, Any, Observation, list[float], float] | None] = collectives.gather_objects(
         (next(_numbers), signature, seen, weight.encode(), weight.fixed), name="hvdkit.optimizer.agree"
     )
+    gathered = [item for item in everyone if item is not None]
     _check_same_parameters([item[1] for item in gathered])
     first = gathered[0][2]
     order = [*first.order, *(i for i in reversed(range(len(parameters))) if i not in set(first.order))]
-    fixed_total = sum(item[4] for item in gathered)
+    fixed_total = sum(1.0 if item is None else item[4] for item in everyone)
     return Agreement(
         key=f"hvdkit.optimizer.{gathered[0][0]}",
         order=[index for index in order if active[index]],

@@ -58,7 +58,7 @@ class Weighting:
         """What this rank tells the others, to be summed over ranks: FIELDS numbers."""
         return [
             float(self.is_counting),
-            float(self.ran_uncounted_backward and not self.is_counting),
+            float(self.ran_uncounted_backward),
             self.fixed * self.counted,
         ]
 
@@ -92,7 +92,8 @@ def combine(summed: torch.Tensor, fixed_total: float) -> Total:
         return Total(fixed_total or 1.0, None)
     if uncounted:
         raise HvdkitError(
-            f"{int(counting)} ranks weighed their loss with optimizer.weigh() in this step and {int(uncounted)} ran "
-            "backward() without: use weigh() on every rank (with the count of its items) or on none"
+            f"{int(counting)} ranks weighed their loss with optimizer.weigh() in this step and {int(uncounted)} ran a "
+            "backward() without: use weigh() on every rank (with the count of its items) and in every backward, or on "
+            "none"
         )
     return Total(total, power_of_2_near(total / counting)) if total else Total(1.0, None)

@@ -98,7 +98,10 @@ class Distributed:
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Within it `backward()` accumulates local gradients; the first backward outside aggregates the sum."""
+        """Within it `backward()` accumulates local gradients; the first backward outside aggregates the sum.
+
+        `step()` within it is local too, as with DDP; `step()` outside aggregates what no backward has.
+        """
         before, self._reducer.is_paused = self._reducer.is_paused, True
         try:
             yield
@@ -124,7 +127,13 @@ class Distributed:
         """As in Horovod: aggregate in every `passes`-th backward from now on."""
         if passes <= 0:
             raise ValueError("backward_passes_per_step must be > 0")
+        self._settings = replace(self._settings, options=replace(self._settings.options, passes=passes))
         self._reducer.passes = passes
+
+    @property
+    def backward_passes_per_step(self) -> int:
+        """As in Horovod."""
+        return self._reducer.passes
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As the wrapped optimizer's; the next backward begins a new step."""
@@ -151,10 +160,11 @@ class Distributed:
 
     def _aggregated_step(self, step: Callable[..., Any], closure: Callable[[], Any] | None, kwargs: Any) -> Any:
         if self._settings.options.op == "adasum":
-            return adasum_step(self, step, closure, self._connection())
-        if closure is not None:
+            return adasum_step(self, step, closure, None if self._reducer.is_paused else self._connection())
+        is_local = self._reducer.is_paused
+        if closure is not None and not is_local:
             closure = functools.partial(self._averaged_loss, closure)
-        elif not self._skips_synchronize:
+        elif closure is None and not is_local and not self._skips_synchronize:
             self.synchronize()
         result = step(self, closure, **kwargs) if closure is not None else step(self, **kwargs)
         self._reducer.restart()

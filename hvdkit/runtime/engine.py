@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -26,3 +27,9 @@ def horovod(name: str = "horovod.torch") -> Any:
             f"{HOW_TO_GET_HOROVOD} to build it again"
         ) from error
     return module
+
+
+def lost_another_rank(error: BaseException) -> bool:
+    """Whether `error` is what Horovod raises on the ranks that remain when one of them has gone."""
+    exceptions = sys.modules.get("horovod.common.exceptions")
+    return exceptions is not None and isinstance(error, exceptions.HorovodInternalError)

@@ -1,14 +1,21 @@
-"""A rank that fails ends the whole job, quickly, with one readable message."""
+"""A rank that fails ends the whole job, quickly, with one readable message.
+
+Uncaught exceptions reach `sys.excepthook`. `sys.exit(3)` does not, and a process cannot ask what status it is ending
+with; but without an abort it would wait in MPI_Finalize for ranks that wait for it in a collective. So `sys.exit`
+raises a SystemExit that notes when the interpreter itself, and not a handler in Python, takes its status.
+"""
 
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from types import TracebackType
+from typing import Any, NoReturn
 
 from hvdkit.errors import HvdkitError
+from hvdkit.runtime.engine import lost_another_rank
 from hvdkit.runtime.launcher import launch_info
 
 _GRACE_S = 1.0
@@ -29,11 +36,17 @@ def die(message: str, status: int = 1) -> NoReturn:
 
 
 def fail_job(error: BaseException, rank: int, size: int) -> NoReturn:
-    """End all ranks because this one failed: print what happened in one write and abort the job. Never returns."""
+    """End all ranks because this one failed: print what happened in one write and abort the job. Never returns.
+
+    A rank other than 0 waits a moment first: where all fail alike, rank 0 speaks for them. So does one that merely
+    lost another rank, since that one, or the launcher, says why.
+    """
+    lost = lost_another_rank(error)
+    time.sleep(_GRACE_S * (1 + min(rank, 8) / 2) if lost else _GRACE_S * (rank > 0))
     if isinstance(error, HvdkitError):
         text = f"hvdkit: rank {rank} of {size} failed, the job ends: {error}\n"
     else:
-        trace = "".join(traceback.format_exception(error))
+        trace = "".join(traceback.format_exception(error, chain=not lost))
         text = f"hvdkit: rank {rank} of {size} failed, the job ends:\n{trace}"
     _write(text)
     leave(1)
@@ -50,22 +63,60 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def install_hooks(rank: int, size: int) -> Callable[[], None]:
-    """From now on an uncaught exception on this rank ends the job; returns what undoes it."""
-    previous = sys.excepthook
+class FailureHooks:
+    """From its making to `remove()`, a failure of this process, rank `rank` of `size`, ends the job.
 
-    def on_error(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    Failures are uncaught exceptions of the main thread and `sys.exit` with a status other than 0. As in any Python
+    program, an exception in another thread is printed and ends that thread alone.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        self._rank, self._size, self._pid = rank, size, os.getpid()
+        self._previous_hook, self._previous_exit = sys.excepthook, sys.exit
+        self._status = 0
+        sys.excepthook = self._on_error
+        sys.exit = self._exit  # type: ignore[assignment]
+
+    def remove(self) -> None:
+        """Put back what was there before, where nobody has put something else there since."""
+        if sys.excepthook == self._on_error:
+            sys.excepthook = self._previous_hook
+        if sys.exit == self._exit:
+            sys.exit = self._previous_exit
+
+    def end_job_on_bad_status(self) -> None:
+        """End the job if this process is ending with a status other than 0; for an exit handler."""
+        if self._status and os.getpid() == self._pid:
+            time.sleep(_GRACE_S * (self._rank > 0))
+            _write(f"hvdkit: rank {self._rank} of {self._size} ended with status {self._status}, the job ends\n")
+            leave(self._status)
+
+    def _on_error(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:  # fmt: skip
+        if os.getpid() != self._pid:  # a child that was forked off; the job is not its business
+            self._previous_hook(kind, error, trace)
+            return
         if issubclass(kind, KeyboardInterrupt):
-            _write(f"hvdkit: rank {rank} of {size} was interrupted\n")
+            _write(f"hvdkit: rank {self._rank} of {self._size} was interrupted\n")
             leave(130)
-        fail_job(error, rank, size)
+        fail_job(error, self._rank, self._size)
 
-    def restore() -> None:
-        if sys.excepthook is on_error:
-            sys.excepthook = previous
+    def _exit(self, status: Any = None, /) -> NoReturn:
+        raise _WatchedExit(status, self)
 
-    sys.excepthook = on_error
-    return restore
+
+class _WatchedExit(SystemExit):
+    def __init__(self, status: Any, hooks: FailureHooks) -> None:
+        super().__init__(status)
+        self._hooks = hooks
+
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        # The interpreter reads the status of an uncaught exit when no Python code runs any more.
+        if name == "code" and sys._getframe().f_back is None:
+            self._hooks._status = 0 if value is None else value & 0xFF if isinstance(value, int) else 1
+        return value
 
 
 @contextmanager

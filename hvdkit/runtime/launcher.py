@@ -31,45 +31,52 @@ class LaunchInfo:
         return self.launcher != "python"
 
 
-# launcher, rank, size, local rank, local size
+# launcher, rank, size, local rank, ranks per node, and a variable that this launcher alone sets
 _FAMILIES = (
-    ("horovodrun --gloo", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE"),
+    ("horovodrun --gloo", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE", "HOROVOD_RANK"),
     (
         "mpirun (Open MPI)",
         "OMPI_COMM_WORLD_RANK",
         "OMPI_COMM_WORLD_SIZE",
         "OMPI_COMM_WORLD_LOCAL_RANK",
         "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "OMPI_COMM_WORLD_RANK",
     ),
-    ("mpiexec (MPICH)", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
-    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    ("mpiexec (MPICH)", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "MPI_LOCALRANKID"),
+    # With --mpi=pmi2 it sets PMI_RANK too.
+    ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_ID"),
+    ("a PMI launcher", "PMI_RANK", "PMI_SIZE", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE", "PMI_RANK"),
 )
+
+# The step of an interactive `salloc` shell, which is not a launch of ours although it has SLURM_PROCID=0.
+_INTERACTIVE_STEP = "4294967290"
 
 
 def launch_info(environ: Mapping[str, str] = os.environ) -> LaunchInfo:
     """Read this process's place from `environ`; without a launcher it is rank 0 of 1."""
-    # An interactive Slurm shell (salloc) carries SLURM_PROCID=0 with no step of its own: not a launch of ours.
-    for launcher, rank, size, local_rank, local_size in _FAMILIES:
-        if rank in environ and size in environ:
-            gloo = launcher.endswith("--gloo")
-            if gloo and environ.get("HOROVOD_CONTROLLER", "gloo") != "gloo":
-                continue
-            if launcher == "srun" and environ.get("SLURM_STEP_ID") in (None, "", "4294967290"):
-                continue
-            return LaunchInfo(
-                launcher=launcher,
-                rank=int(environ[rank]),
-                size=int(environ[size]),
-                local_rank=int(environ.get(local_rank, 0)),
-                local_size=_leading_int(environ.get(local_size)),
-                uses_gloo=gloo,
-            )
+    for launcher, rank, size, local_rank, local_size, sign in _FAMILIES:
+        if not {rank, size, sign} <= environ.keys() or environ[sign] == _INTERACTIVE_STEP:
+            continue
+        gloo = launcher.endswith("--gloo")
+        if gloo and environ.get("HOROVOD_CONTROLLER", "gloo") != "gloo":
+            continue
+        return LaunchInfo(
+            launcher=launcher,
+            rank=int(environ[rank]),
+            size=int(environ[size]),
+            local_rank=int(environ.get(local_rank, 0)),
+            local_size=_of_this_node(environ.get(local_size, ""), int(environ.get("SLURM_NODEID", 0))),
+            uses_gloo=gloo,
+        )
     return LaunchInfo(launcher="python", uses_gloo=environ.get("HOROVOD_CONTROLLER") == "gloo")
 
 
-def _leading_int(text: str | None) -> int | None:
-    """`4`, `4(x2)` and `4,3` all begin with this node's or an average node's count; None if absent."""
-    if not text:
+def _of_this_node(counts: str, node: int) -> int | None:
+    """Slurm lists the nodes' counts, repeated ones shortened: `4`, `4(x2),3` is 4, 4, 3. None where nothing is said."""
+    per_node: list[int] = []
+    for entry in filter(None, counts.split(",")):
+        count, _, repeats = entry.partition("(x")
+        per_node += [int(count)] * int(repeats.rstrip(")") or 1)
+    if not per_node:
         return None
-    digits = text.split("(")[0].split(",")[0]
-    return int(digits) if digits.isdigit() else None
+    return per_node[node] if node < len(per_node) else per_node[0]

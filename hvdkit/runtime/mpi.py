@@ -1,8 +1,10 @@
-"""hvdkit owns MPI: started here before Horovod, with full thread support, and finalised last.
+"""hvdkit owns MPI: started here before Horovod, with full thread support, and finalised last, by mpi4py.
 
-If Horovod owns MPI, the first rank to leave finalises it under the others, and a second `init()` aborts.
+If Horovod owns MPI, the first rank to leave finalises it under the others, and a second `init()` aborts. mpi4py
+finalises after all exit handlers, so that those of a user's script may still communicate.
 """
 
+import atexit
 import os
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ def load_mpi() -> Any:
 
         if "mpi4py.MPI" not in sys.modules:
             mpi4py.rc.initialize = False
-            mpi4py.rc.finalize = False
+            mpi4py.rc.finalize = True
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         raise HvdkitError(
@@ -41,14 +43,15 @@ def start_mpi(local_size: int | None) -> Any:
     mpi = load_mpi()
     if not mpi.Is_initialized():
         mpi.Init_thread(mpi.THREAD_MULTIPLE)
+        if not sys.modules["mpi4py"].rc.finalize:  # imported before by someone who told it not to
+            atexit.register(_finalize)
     return mpi
 
 
-def finish_mpi() -> None:
-    """Finalise MPI if it was started and is still running; collective over all ranks."""
-    module = sys.modules.get("mpi4py.MPI")
-    if module is not None and module.Is_initialized() and not module.Is_finalized():
-        module.Finalize()
+def _finalize() -> None:
+    mpi = sys.modules["mpi4py.MPI"]
+    if not mpi.Is_finalized():
+        mpi.Finalize()
 
 
 def wheel_prefix() -> Path | None:

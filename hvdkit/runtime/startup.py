@@ -2,7 +2,7 @@
 
 import atexit
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,22 +11,29 @@ import torch
 from hvdkit.errors import LaunchError
 from hvdkit.runtime.agreement import gather_objects
 from hvdkit.runtime.engine import horovod
-from hvdkit.runtime.failure import install_hooks
+from hvdkit.runtime.failure import FailureHooks
+from hvdkit.runtime.first_check import check_unverified
 from hvdkit.runtime.launcher import launch_info
-from hvdkit.runtime.mpi import finish_mpi, start_mpi
+from hvdkit.runtime.mpi import start_mpi
 from hvdkit.runtime.world import World, fair_threads, usable_cores
 
 NOT_INITIALIZED = "Horovod has not been initialized; use hvd.init()."
 
 
 class _Process:
-    """What this process holds for its lifetime: the current world and what must be undone at its end."""
+    """What this process holds for its lifetime: the current world and what happens when the process fails or ends."""
 
     def __init__(self) -> None:
         self.world: World | None = None
         self.generation = 0
-        self.restore_hooks: Callable[[], None] = lambda: None
+        self.hooks: FailureHooks | None = None
         self.at_exit_installed = False
+
+    def watch_for_failure(self, rank: int, size: int) -> None:
+        """From now until its end, a failure of this process ends the job, which goes on after `shutdown()`."""
+        if self.hooks is not None:
+            self.hooks.remove()
+        self.hooks = FailureHooks(rank, size)
 
 
 _process = _Process()
@@ -40,12 +47,18 @@ def init(comm: Any = None, process_sets: Any = None) -> World:
         process_sets: as in Horovod: a list of `ProcessSet`, or `"dynamic"`.
 
     Calling it again while initialised returns the same world, as in Horovod. Raises HorovodMissingError without
-    Horovod, LaunchError where the launcher announced several ranks and this process found itself alone.
+    Horovod, LaunchError where the launcher announced several ranks and this process found itself alone, ValueError
+    where `comm` leaves this process out, BuildError where a Horovod that was never checked computes wrong results.
     """
+    engine = horovod()
+    comm = list(comm) if isinstance(comm, Iterable) else comm
     if _process.world is not None and is_initialized():
+        if process_sets and not isinstance(process_sets, str):
+            engine.mpi_ops.init(comm=comm, process_sets=process_sets)  # finds those that exist, refuses others
         return _process.world
     launch = launch_info()
-    engine = horovod()
+    if launch.size > 1:
+        _process.watch_for_failure(launch.rank, launch.size)
     mpi = None if launch.uses_gloo else start_mpi(launch.local_size)
     if mpi is not None and mpi.COMM_WORLD.Get_size() == 1 and launch.size > 1:
         raise LaunchError(
@@ -54,28 +67,39 @@ def init(comm: Any = None, process_sets: Any = None) -> World:
             f"; use the launcher of that MPI (`hvdkit run -np {launch.size} -- ...` picks it, `hvdkit doctor` "
             "compares them)"
         )
+    if mpi is not None and isinstance(comm, list) and comm and mpi.COMM_WORLD.Get_rank() not in comm:
+        raise ValueError(
+            f"init: comm={comm} leaves out this process, rank {mpi.COMM_WORLD.Get_rank()}; every rank must pass the "
+            "list of ranks that it belongs to"
+        )
     engine.mpi_ops.init(comm=comm, process_sets=process_sets)
     if not _process.at_exit_installed:
-        # Registered after Horovod's own handler, so that it runs first: Horovod stops, then MPI is finalised.
+        # Registered after Horovod's own handler, so that it runs first.
         atexit.register(_finish)
         _process.at_exit_installed = True
     _process.generation += 1
     _process.world = _make_world(engine, mpi, comm)
     if _process.world.size > 1:
-        _process.restore_hooks = install_hooks(_process.world.rank, _process.world.size)
+        _process.watch_for_failure(_process.world.rank, _process.world.size)
+        check_unverified(_process.world)
     return _process.world
 
 
 def shutdown() -> None:
     """Stop Horovod. Collective. MPI goes on until the process ends, so that `init()` works again."""
     world, _process.world = _process.world, None
-    _process.restore_hooks()
-    _process.restore_hooks = lambda: None
     horovod().mpi_ops.shutdown()
     if world is not None:
         for communicator in (world.cross_comm, world.local_comm, world.comm):
             if communicator is not None:
                 communicator.Free()
+
+
+def renew_world() -> None:
+    """Have all that the ranks agreed on in this world count as stale, since some of them did not take part."""
+    if _process.world is not None:
+        _process.generation += 1
+        _process.world = replace(_process.world, generation=_process.generation)
 
 
 def is_initialized() -> bool:
@@ -125,10 +149,10 @@ def _make_world(engine: Any, mpi: Any, ranks: Any) -> World:
 
 def _communicator(mpi: Any, ranks: Any) -> Any:
     """hvdkit's own duplicate of the communicator that Horovod runs on."""
-    if ranks is None or (isinstance(ranks, Sequence) and not ranks):
+    if ranks is None or ranks == []:
         return mpi.COMM_WORLD.Dup()
-    if isinstance(ranks, Sequence):
-        group = mpi.COMM_WORLD.Get_group().Incl(list(ranks))
+    if isinstance(ranks, list):
+        group = mpi.COMM_WORLD.Get_group().Incl(ranks)
         return mpi.COMM_WORLD.Create_group(group)
     return ranks.Dup()
 
@@ -140,6 +164,7 @@ def _device(local_rank: int) -> torch.device:
 
 
 def _finish() -> None:
+    if _process.hooks is not None:
+        _process.hooks.end_job_on_bad_status()
     if _process.world is not None:
         shutdown()
-    finish_mpi()

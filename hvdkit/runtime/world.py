@@ -16,8 +16,8 @@ class World:
 
     `local_*` count the ranks of this node, `cross_*` the nodes that have a rank with this local rank, as in
     Horovod. The communicators are hvdkit's own duplicates (never Horovod's) and None under a Gloo launch, where
-    only Horovod's engine can communicate. `generation` grows with every `init()` of this process, so that what was
-    agreed between the ranks of an earlier world (after an elastic reset, say) is recognised as stale.
+    only Horovod's engine can communicate. `generation` grows with every `init()` and `join()` of this process, so that
+    what was agreed between the ranks of an earlier world (after an elastic reset, say) is recognised as stale.
     """
 
     rank: int

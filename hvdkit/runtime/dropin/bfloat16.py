@@ -1,8 +1,8 @@
 """bfloat16 for operations that do not know it, by what is sent in its place.
 
 A reduction sends float32 and rounds its result once. A movement (all-gather, broadcast, all-to-all) sends the same
-bits as int16. An asynchronous operation returns Horovod's handle; what remains to be done with its result is kept
-here until `synchronize(handle)`.
+bits as int16. An asynchronous operation returns Horovod's handle, and the handle itself knows what remains to be done
+with its result: Horovod gives the same numbers again after a restart, so a table of numbers would mix them up.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,11 @@ from typing import Any
 
 import torch
 
-_finishers: dict[int, Callable[[Any], Any]] = {}
+
+class PendingHandle(int):
+    """Horovod's handle of an operation whose result must still go through `finisher`."""
+
+    finisher: Callable[[Any], Any]
 
 
 def is_bfloat16(tensor: Any) -> bool:
@@ -52,12 +56,12 @@ def store(result: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
 
 
 def finish_later(handle: int, finisher: Callable[[Any], Any]) -> int:
-    """Have `finisher` applied to the result when `handle` is synchronised; returns `handle`."""
-    _finishers[handle] = finisher
-    return handle
+    """`handle`, such that `finisher` is applied to the result when it is synchronised."""
+    pending = PendingHandle(handle)
+    pending.finisher = finisher
+    return pending
 
 
 def finish(handle: Any, result: Any) -> Any:
-    """Apply what was left to do with `handle`'s result."""
-    finisher = _finishers.pop(handle, None) if isinstance(handle, int) else None
-    return result if finisher is None else finisher(result)
+    """Apply what was left to do with `handle`'s result (None if it was synchronised before)."""
+    return handle.finisher(result) if isinstance(handle, PendingHandle) and result is not None else result

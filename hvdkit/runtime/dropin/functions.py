@@ -1,4 +1,4 @@
-"""Horovod's functions on objects, parameters and optimizer state.
+"""Horovod's functions on objects, parameters and optimizer state, and `join`.
 
 `broadcast_optimizer_state` is hvdkit's own. Horovod's makes a real `step()` with zero gradients to create state,
 which changes Adam's state and, with weight decay, the weights; and it casts what it cannot name.
@@ -13,10 +13,25 @@ import torch
 
 from hvdkit.runtime.dropin.operations import broadcast_async_, synchronize
 from hvdkit.runtime.engine import horovod
+from hvdkit.runtime.startup import renew_world
 
 _functions = horovod("horovod.torch.functions")
 allgather_object = _functions.allgather_object
 broadcast_object = _functions.broadcast_object
+
+
+_join = horovod("horovod.torch.mpi_ops").join
+
+
+@functools.wraps(_join)
+def join(device: int = -1) -> int:
+    """Wait until all ranks have joined; until then take part in their reductions with zeros. Collective.
+
+    Returns the rank that joined last.
+    """
+    last: int = _join(device)
+    renew_world()  # optimizers may have agreed on new plans while this rank or others were not asked
+    return last
 
 
 @functools.wraps(_functions.broadcast_parameters)

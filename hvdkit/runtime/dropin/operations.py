@@ -4,6 +4,7 @@ Where no tensor is bfloat16 the call goes to Horovod unchanged.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -41,12 +42,30 @@ def _differentiable(plain: Operation) -> Operation:
     return functools.wraps(plain)(lambda *args, **kwargs: guard(plain(*args, **kwargs)))
 
 
+def _compress(plain: Operation, tensors: list[Any], args: Any, kwargs: Any) -> tuple[list[Any], Any, Any]:
+    """Compress `tensors` before they are widened: a compressor must see bfloat16, whose range float16 has not.
+
+    Returns what is sent, a function that undoes the compression of the list of results, and the call's remaining
+    arguments.
+    """
+    call = inspect.signature(plain).bind(tensors, *args, **kwargs).arguments
+    call.pop(next(iter(call)))
+    compression = call.pop("compression", None)
+    if compression is None:
+        return tensors, lambda results: results, call
+    sent, contexts = zip(*(compression.compress(tensor) for tensor in tensors), strict=True)
+    return [*sent], lambda results: [*map(compression.decompress, results, contexts)], call
+
+
 def _reduction(plain: Operation) -> Operation:
     """A reduction of one tensor that returns its result (differentiable)."""
 
     @functools.wraps(plain)
     def operation(tensor: Any, *args: Any, **kwargs: Any) -> Any:
-        return bf16.narrow_like(plain(bf16.widen(tensor), *args, **kwargs), tensor)
+        if not bf16.is_bfloat16(tensor):
+            return plain(tensor, *args, **kwargs)
+        (sent,), decompress, rest = _compress(plain, [tensor], args, kwargs)
+        return decompress([bf16.narrow_like(plain(bf16.widen(sent), **rest), sent)])[0]
 
     return operation
 
@@ -80,8 +99,9 @@ def _grouped(plain: Operation) -> Operation:
     def operation(tensors: Any, *args: Any, **kwargs: Any) -> Any:
         if not bf16.any_bfloat16(tensors):
             return plain(tensors, *args, **kwargs)
-        results = plain([bf16.widen(tensor) for tensor in tensors], *args, **kwargs)
-        return [bf16.narrow_like(result, tensor) for result, tensor in zip(results, tensors, strict=True)]
+        sent, decompress, rest = _compress(plain, [*tensors], args, kwargs)
+        results = plain([bf16.widen(tensor) for tensor in sent], **rest)
+        return decompress([bf16.narrow_like(result, tensor) for result, tensor in zip(results, sent, strict=True)])
 
     return operation
 
