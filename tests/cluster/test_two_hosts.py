@@ -4,9 +4,12 @@ Everything is started on node1, as a person would who is logged in there.
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,10 @@ LAUNCH = {
         "mpirun", *PREFIX, "-x", "PATH", "--hostfile", "mpi_configs/two_hosts_ethernet.hosts",
     ],
     "hvdkit run": ["hvdkit", "run", "-np", "4", "-H", "node1:2,node2:2", "--"],
+    "hvdkit run, mpirun": [
+        "hvdkit", "run", "-np", "4", "--hostfile", "mpi_configs/two_hosts_ethernet.hosts", "--launcher", "mpirun",
+        "--network-interface", "eth0", "--",
+    ],
 }  # fmt: skip
 
 
@@ -87,3 +94,37 @@ def test_a_killed_rank_ends_the_job_on_both_hosts(name: str, hosts: list[Host], 
     while time.time() < deadline and any(host.processes() for host in hosts):
         time.sleep(0.2)
     assert [host.processes() for host in hosts] == [[], []]
+
+
+def test_doctor_compares_hosts(hosts: list[Host]) -> None:
+    result = succeed(run_on(hosts[0], "hvdkit", "doctor", "-H", "node1:2,node2:2"))
+    assert re.search(r"^node2 +ok +fits this host$", result.stdout, re.MULTILINE)
+    assert "works: 2 ranks on 2 hosts over mpi" in result.stdout
+    with without_environment(hosts[1]):
+        lacking = run_on(hosts[0], "hvdkit", "doctor", "-H", "node1:2,node2:2")
+        assert lacking.returncode == 1
+        assert re.search(r"^node2 +problem .*\n +-> every host needs the environment", lacking.stdout, re.MULTILINE)
+
+
+def test_run_says_what_a_host_lacks(hosts: list[Host]) -> None:
+    with without_environment(hosts[1]):
+        began = time.monotonic()
+        result = run_on(hosts[0], *LAUNCH["hvdkit run"], "python", "-m", "hvdkit.train")
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr == (
+            f"hvdkit run: error: node2 has no {sys.executable}: every host needs the environment at the same path "
+            "(a shared folder, or a copy)\n"
+        )
+        assert time.monotonic() - began < 10
+    unknown = run_on(hosts[0], "hvdkit", "run", "-np", "2", "-H", "node1,node3", "--", "true")
+    assert unknown.returncode == 2 and "ssh does not reach node3 without a password" in unknown.stderr
+
+
+@contextmanager
+def without_environment(host: Host) -> Iterator[None]:
+    """For a while the host has no usable Python where this one is."""
+    succeed(run_program(host.enter("mount", "--bind", "/dev/null", sys.executable)))
+    try:
+        yield
+    finally:
+        succeed(run_program(host.enter("umount", sys.executable)))
