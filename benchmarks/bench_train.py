@@ -6,6 +6,7 @@ model on the same batches with the same optimizer and clipping, and are started 
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -77,7 +78,7 @@ def measure(arm: str, model: str, batch_size: int, steps: int, out: Path) -> Non
     ends = [time.perf_counter()]
     loop.run(lambda _: None, lambda _: ends.append(time.perf_counter()))
     if world.is_root:
-        out.write_text(json.dumps([after - before for before, after in zip(ends, ends[1:], strict=False)]))
+        out.write_text(json.dumps([after - before for before, after in itertools.pairwise(ends)]))
 
 
 def _hvdkit_world() -> Any:
