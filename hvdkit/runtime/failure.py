@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NoReturn
 
-from hvdkit.errors import HvdkitError
+from hvdkit.errors import HvdkitError, LaunchError
 from hvdkit.runtime.engine import lost_another_rank
 from hvdkit.runtime.launcher import launch_info
 
@@ -41,6 +41,8 @@ def fail_job(error: BaseException, rank: int, size: int) -> NoReturn:
     A rank other than 0 waits a moment first: where all fail alike, rank 0 speaks for them. So does one that merely
     lost another rank, since that one, or the launcher, says why.
     """
+    if isinstance(error, LaunchError):
+        die(str(error))  # every rank is alone, so that no abort of rank 0's would silence the others
     lost = lost_another_rank(error)
     time.sleep(_GRACE_S * (1 + min(rank, 8) / 2) if lost else _GRACE_S * (rank > 0))
     if isinstance(error, HvdkitError):
@@ -53,11 +55,12 @@ def fail_job(error: BaseException, rank: int, size: int) -> NoReturn:
 
 
 def leave(status: int) -> NoReturn:
-    """Leave at once with `status`, without waiting for other ranks: MPI_Abort where MPI runs, else `os._exit`."""
+    """Leave at once with `status`, without waiting for other ranks: MPI_Abort where MPI has some, else `os._exit`."""
     sys.stdout.flush()
     sys.stderr.flush()
     module = sys.modules.get("mpi4py.MPI")
-    if module is not None and module.Is_initialized() and not module.Is_finalized():
+    running = module is not None and module.Is_initialized() and not module.Is_finalized()
+    if module is not None and running and module.COMM_WORLD.Get_size() > 1:
         time.sleep(0.1)  # mpirun forwards what was written before it learns of the abort
         module.COMM_WORLD.Abort(status)
     os._exit(status)

@@ -7,10 +7,13 @@ finalises after all exit handlers, so that those of a user's script may still co
 import atexit
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 from hvdkit.errors import HvdkitError
+from hvdkit.runtime.direct_launch import start_without_pmix
+from hvdkit.runtime.launcher import launch_info
 from hvdkit.runtime.world import usable_cores
 
 
@@ -36,13 +39,17 @@ def start_mpi(local_size: int | None) -> Any:
     """Start MPI once with THREAD_MULTIPLE and return mpi4py's `MPI`; does nothing more if it is running already.
 
     `local_size` is the number of ranks on this node where the launcher said it: with too few cores for that many
-    busy waiting ranks (each has Horovod's thread besides its own), Open MPI is told to yield while idle.
+    busy waiting ranks (each has Horovod's thread besides its own), Open MPI is told to yield while idle. Raises
+    LaunchError where MPI could not start under this launcher.
     """
     if local_size is not None and local_size * 2 > len(usable_cores()):
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     mpi = load_mpi()
     if not mpi.Is_initialized():
-        mpi.Init_thread(mpi.THREAD_MULTIPLE)
+        with start_without_pmix(mpi, launch_info(), wheel_prefix() is not None), warnings.catch_warnings():
+            # Another MPI's launcher: `init()` says so, once and with the remedy.
+            warnings.filterwarnings("ignore", message="suspicious MPI execution environment")
+            mpi.Init_thread(mpi.THREAD_MULTIPLE)
         if not sys.modules["mpi4py"].rc.finalize:  # imported before by someone who told it not to
             atexit.register(_finalize)
     return mpi
