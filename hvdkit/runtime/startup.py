@@ -131,7 +131,7 @@ def _make_world(engine: Any, mpi: Any, ranks: Any) -> World:
         cross_size=ops.cross_size(),
         backend="gloo" if mpi is None else "mpi",
         hostname=socket.gethostname(),
-        device=_device(local_rank),
+        device=_device(local_rank, size == 1 or bool(ops.nccl_built())),
         threads=1,
         generation=_process.generation,
         comm=None if mpi is None else _communicator(mpi, ranks),
@@ -157,8 +157,8 @@ def _communicator(mpi: Any, ranks: Any) -> Any:
     return ranks.Dup()
 
 
-def _device(local_rank: int) -> torch.device:
-    if torch.cuda.is_available():
+def _device(local_rank: int, can_reduce_on_gpu: bool) -> torch.device:
+    if can_reduce_on_gpu and torch.cuda.is_available():
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device("cpu")
 

@@ -30,7 +30,7 @@ class World:
     """`"mpi"` or `"gloo"`: the controller of Horovod's engine."""
     hostname: str
     device: torch.device
-    """The GPU of this local rank where torch has CUDA, otherwise the CPU."""
+    """The GPU of this local rank where torch has CUDA and Horovod has NCCL, otherwise the CPU."""
     threads: int
     """CPU threads that are this rank's fair share of the cores it may run on; at least 1."""
     generation: int
