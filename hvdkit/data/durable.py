@@ -5,34 +5,28 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def complete_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+def complete_folder(folder: Path) -> Iterator[Path]:
     """Yield a new, empty folder beside `folder`; when the block ends well it is flushed and takes that name.
 
-    When the block raises, nothing is left behind. What stood under that name stays and FileExistsError is raised at
-    the end, unless `replace`: then it makes way, and whoever looks finds the old one or the new one, but for the
-    instant between two renames.
+    When the block raises, nothing is left behind. What stands under that name stays, and FileExistsError is raised
+    at the end.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
     beside.mkdir()
-    old = beside.with_suffix(".old")
     try:
         yield beside
         flush_folder(beside)
-        if replace:
-            with suppress(FileNotFoundError):  # absent, or another job has just moved it away
-                folder.rename(old)
         _rename(beside, folder)
         _flush_entry(folder.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_folder(folder: Path) -> None:

@@ -10,7 +10,7 @@ import glob
 import itertools
 import os
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +61,7 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
 def standard_library() -> list[TextFile]:
     """The `.py` files of Python's standard library, without its tests."""
     root = Path(sysconfig.get_path("stdlib"))
-    files = [
-        file
-        for file in _folder(root)
-        if file.path.suffix == ".py" and not _NOT_STANDARD_LIBRARY.intersection(Path(file.label).parts)
-    ]
+    files = [file for file in _folder(root, _SKIPPED_FOLDERS | _NOT_STANDARD_LIBRARY) if file.path.suffix == ".py"]
     if not files:
         raise DataError(f"Python's standard library has no source files in {root}; name your own text with --data")
     return files
@@ -102,9 +98,9 @@ def _files(argument: str) -> Sequence[TextFile]:
     return found
 
 
-def _folder(root: Path) -> Iterator[TextFile]:
+def _folder(root: Path, skipped: Set[str] = _SKIPPED_FOLDERS) -> Iterator[TextFile]:
     for folder, inner, names in os.walk(root):
-        inner[:] = sorted(name for name in inner if name not in _SKIPPED_FOLDERS and not name.startswith("."))
+        inner[:] = sorted(name for name in inner if name not in skipped and not name.startswith("."))
         for name in sorted(names):
             path = Path(folder) / name
             if not name.startswith(".") and path.is_file():

@@ -8,6 +8,7 @@ A folder is complete or absent (see `durable`), so two jobs that start at once d
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from hvdkit.data.durable import complete_folder
+from hvdkit.data.durable import complete_folder, remove_folder
 from hvdkit.data.held_out import Part, Survey
 from hvdkit.data.progress import Progress
 from hvdkit.data.tokenizer import Tokenizer
@@ -105,11 +106,14 @@ def map_tokens(path: Path, dtype: str, count: int) -> npt.NDArray[Any]:
 
 
 def store(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Make the cache folder `folder` by `fill(new_folder)`; another job that made it meanwhile is no fault."""
-    # What is there but unusable (cut short, another version's) is replaced.
-    replace = folder.exists()
+    """Make the cache folder `folder`, of which there is no usable one, by `fill(new_folder)`; another job that made
+    it meanwhile is no fault."""
+    # What is there cannot be used (cut short, another version's). It goes first and not at the end, when another
+    # job may have put a good one there and be reading it.
+    with suppress(FileNotFoundError):
+        remove_folder(folder)
     try:
-        with complete_folder(folder, replace=replace) as new:
+        with complete_folder(folder) as new:
             fill(new)
     except FileExistsError:
         if read_info(folder) is None:
