@@ -59,7 +59,14 @@ def _choose(wanted: Wanted, site: Site) -> str:
         return "horovodrun"
     if site.mpi == "none":
         raise LaunchError(_NO_MPI)
-    return "horovodrun" if wanted.launcher == "auto" and site.mpi == "openmpi" and site.horovodrun else "mpirun"
+    if wanted.launcher == "mpirun" or site.mpi != "openmpi" or site.horovodrun is None:
+        return "mpirun"
+    return "mpirun" if _fills_allocation(wanted, site) else "horovodrun"
+
+
+def _fills_allocation(wanted: Wanted, site: Site) -> bool:
+    """In a Slurm allocation mpirun finds the nodes and their slots by itself; horovodrun would use this one alone."""
+    return not wanted.hosts and site.allocated_nodes > 1
 
 
 def _horovodrun(wanted: Wanted, site: Site) -> list[str]:
@@ -84,7 +91,7 @@ def _open_mpi(wanted: Wanted, site: Site) -> list[str]:
             words += ["--prefix", str(site.prefix)]
         for name in site.exported:
             words += ["-x", name]
-    else:
+    elif not _fills_allocation(wanted, site):
         words.append("--oversubscribe")
     # The threads of a rank (torch's, Horovod's) would otherwise all sit on the one core that Open MPI binds it to.
     words += ["--bind-to", "none"]

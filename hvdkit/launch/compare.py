@@ -28,7 +28,7 @@ def compare_hosts(hosts: Sequence[Host], here: Sequence[Finding]) -> list[Findin
 def _compare(host: Host, here: Sequence[Finding]) -> list[Finding]:
     result = ask_host(host.name, _remote_command(host), _LIMIT_S)
     if result.returncode == 255:
-        return [problem(host.name, "not reached", unreachable(host.name, result.stderr))]
+        return [problem(host.name, "not reached", unreachable({host.name: result.stderr}))]
     try:
         rows = [Finding(**row) for row in json.loads(result.stdout.splitlines()[-1])["findings"]]
     except (IndexError, KeyError, TypeError, ValueError):

@@ -4,7 +4,7 @@ import re
 import shlex
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,9 +78,16 @@ def check_reachable(hosts: Sequence[Host], program: str) -> None:
     if not remote:
         return
     with ThreadPoolExecutor(len(remote)) as pool:
-        faults = [fault for fault in pool.map(lambda name: _fault(name, program), remote) if fault]
-    if faults:
-        raise LaunchError("; ".join(faults))
+        results = list(pool.map(lambda name: ask_host(name, f"test -x {shlex.quote(program)}", timeout_s=30), remote))
+    silent = {name: result.stderr for name, result in zip(remote, results, strict=True) if result.returncode == 255}
+    if silent:
+        raise LaunchError(unreachable(silent))
+    lacking = [name for name, result in zip(remote, results, strict=True) if result.returncode != 0]
+    if lacking:
+        raise LaunchError(
+            f"{', '.join(lacking)} has no {program}: every host needs the environment at the same path (a shared "
+            "folder, or a copy)"
+        )
 
 
 def ask_host(name: str, command: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
@@ -95,25 +102,14 @@ def ask_host(name: str, command: str, timeout_s: float) -> subprocess.CompletedP
         return subprocess.CompletedProcess(words, 255, "", f"no answer within {timeout_s:.0f} s")
 
 
-def unreachable(name: str, stderr: str) -> str:
-    """One sentence on a host that ssh does not reach, with the remedy."""
-    lines = stderr.strip().splitlines()
-    reason = lines[-1].strip() if lines else "no reason given"
+def unreachable(said: Mapping[str, str]) -> str:
+    """One sentence on hosts that ssh does not reach, with the remedy; `said` is what ssh wrote, by host."""
+    first = next(iter(said))
+    reason = (said[first].strip().splitlines() or ["no reason given"])[-1].strip()
     return (
-        f"ssh does not reach {name} without a password ({reason}); `ssh {name} true` must work from here: check the "
-        f"name, and set up a key with `ssh-copy-id {name}`"
+        f"ssh does not reach {', '.join(said)} without a password ({reason}); `ssh {first} true` must work from here: "
+        f"check the name, and set up a key with `ssh-copy-id {first}`"
     )
-
-
-def _fault(name: str, program: str) -> str:
-    result = ask_host(name, f"test -x {shlex.quote(program)}", timeout_s=30)
-    if result.returncode == 255:
-        return unreachable(name, result.stderr)
-    if result.returncode != 0:
-        return (
-            f"{name} has no {program}: every host needs the environment at the same path (a shared folder, or a copy)"
-        )
-    return ""
 
 
 def _host(entry: str, where: str) -> Host:

@@ -29,6 +29,8 @@ class Site:
     """The environment's folder if Open MPI is PyPI's wheel there: other hosts must be told."""
     exported: tuple[str, ...] = ()
     """Names of the variables that ranks on other hosts need."""
+    allocated_nodes: int = 0
+    """Nodes of the Slurm allocation that we are in; 0 outside."""
 
 
 def find_site() -> Site:
@@ -44,6 +46,7 @@ def find_site() -> Site:
         is_root=os.geteuid() == 0,
         prefix=prefix if mpirun and prefix and Path(mpirun).parent == prefix / "bin" else None,
         exported=_exported(),
+        allocated_nodes=int(os.environ.get("SLURM_JOB_NUM_NODES", 0)),
     )
 
 

@@ -18,7 +18,7 @@ total = hvd.allreduce(torch.full((1000,), float(hvd.rank() + 1)), op=hvd.Sum, na
 if not bool((total == world.size * (world.size + 1) / 2).all()):
     sys.exit("the sum over the ranks is wrong")
 if world.is_root:
-    print("{_SAYS}", world.size, "ranks on", world.cross_size, "hosts over", world.backend, flush=True)
+    sys.stdout.write(f"{_SAYS} {{world.size}} ranks on {{world.cross_size}} hosts over {{world.backend}}\\n")
 """
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from hvdkit.launch.checks.libraries import build_tools, built_with, gpu, horovod, python, torch
 from hvdkit.launch.checks.machine import cores, shared_memory, ssh
-from hvdkit.launch.checks.mpi import horovodrun, linked_library, loaded_library, mpirun, mpirun_on_path
+from hvdkit.launch.checks.mpi import horovodrun, linked_library, loaded_library, mpirun, mpirun_on_path, srun
 from hvdkit.launch.facts import Facts
 from hvdkit.launch.findings import Finding
 
@@ -23,6 +23,7 @@ CHECKS: tuple[Callable[[Facts], Iterable[Finding]], ...] = (
     mpirun,
     mpirun_on_path,
     horovodrun,
+    srun,
     cores,
     shared_memory,
     ssh,

@@ -70,6 +70,22 @@ def horovodrun(facts: Facts) -> Iterator[Finding]:
         yield warning("horovodrun", "not on PATH", f"mpirun is used instead; to have it: {BUILD}")
 
 
+def srun(facts: Facts) -> Iterator[Finding]:
+    """Slurm's way to start ranks directly speaks PMIx to Open MPI and PMI2 to MPICH and its kin."""
+    program = shutil.which("srun", path=facts.site.path)
+    if program is None or "error" in facts.mpi:
+        return
+    needed = "pmix" if "Open MPI" in facts.mpi["library"] else "pmi2"
+    listed = output([program, "--mpi=list"], facts.site.path)
+    if "MPI plugin types" not in listed:
+        return  # Slurm's programs without a cluster
+    if needed in re.findall(r"^\s*(\w+)$", listed, re.MULTILINE):
+        yield ok("srun", f"{program}; start ranks with `srun --mpi={needed}`")
+    else:
+        yield warning("srun", f"{program} does not list {needed}, which {facts.mpi['library']} needs",
+                      "start with `hvdkit run` inside an allocation (`salloc`, `sbatch`)")  # fmt: skip
+
+
 def _misfit(launcher: str, path: str, facts: Facts) -> str:
     """Why this launcher's ranks would not find each other with the library that mpi4py loads; empty if they would."""
     library = facts.mpi.get("library", "")
