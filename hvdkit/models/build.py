@@ -3,16 +3,12 @@
 import difflib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from torch import nn
-
-from hvdkit.data.named_function import import_function, names_function
+from hvdkit.data.named_function import names_function
 from hvdkit.errors import ConfigError
-from hvdkit.models.bert import BERT
-from hvdkit.models.config import ModelConfig
-from hvdkit.models.gpt import GPT
-from hvdkit.models.language_model import LanguageModel, OwnModel
+from hvdkit.models.construct import from_config, from_function
+from hvdkit.models.folder import load_model
+from hvdkit.models.language_model import LanguageModel
 from hvdkit.models.presets import PRESETS
 
 HUGGING_FACE = "hf:"
@@ -38,8 +34,6 @@ def build_model(name: str, vocab_size: int, context: int) -> LanguageModel:
     if names_function(name):
         return from_function(name, "causal", vocab_size, context)
     if Path(name).is_dir():
-        from hvdkit.models.folder import load_model
-
         model = load_model(Path(name))
         if model.vocab_size < vocab_size or model.context < context:
             raise ConfigError(
@@ -53,20 +47,3 @@ def build_model(name: str, vocab_size: int, context: int) -> LanguageModel:
         f"--model {name} is not known{hint}; use one of {', '.join(PRESETS)}, hf:TYPE, a model folder, or "
         "package.module:function"
     )
-
-
-def from_config(config: ModelConfig, name: str) -> LanguageModel:
-    """The built-in model of shape `config`."""
-    return GPT(config, name) if config.architecture == "gpt" else BERT(config, name)
-
-
-def from_function(name: str, objective: str, vocab_size: int, context: int) -> LanguageModel:
-    """The model that one's own function returns; `objective` unless the module has an attribute of that name."""
-    function = import_function(name, ConfigError)
-    try:
-        inner: Any = function(vocab_size=vocab_size, context=context)
-    except TypeError as error:
-        raise ConfigError(f"{name}: it is called with vocab_size and context, and failed: {error}") from error
-    if not isinstance(inner, nn.Module):
-        raise ConfigError(f"{name} returned a {type(inner).__name__}; it must return a torch.nn.Module")
-    return OwnModel(inner, name, str(getattr(inner, "objective", objective)), vocab_size, context)

@@ -6,8 +6,8 @@ from typing import Any
 
 from hvdkit.data.durable import complete_folder
 from hvdkit.errors import CheckpointError, ConfigError
-from hvdkit.models.build import from_config, from_function
 from hvdkit.models.config import ModelConfig
+from hvdkit.models.construct import from_config, from_function
 from hvdkit.models.language_model import LanguageModel
 from hvdkit.models.state import CONFIG_FILE, CONFIG_KEY, WEIGHTS_FILE, distinct_tensors, load_tensors, read_tensors
 
