@@ -33,7 +33,7 @@ def build_model(name: str, vocab_size: int, context: int) -> LanguageModel:
         return build_hugging_face(name.removeprefix(HUGGING_FACE), vocab_size, context)
     if names_function(name):
         return from_function(name, "causal", vocab_size, context)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         model = load_model(Path(name))
         if model.vocab_size < vocab_size or model.context < context:
             raise ConfigError(

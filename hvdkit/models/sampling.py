@@ -55,7 +55,7 @@ def _continue(
     ids = list(prompt)
     for _ in range(n_tokens):
         window = torch.tensor([ids[-model.context :]], device=device)
-        logits = model(window)[0, -1, : tokenizer.vocab_size].float().cpu()
+        logits = model(window)[0, -1, : tokenizer.vocab_size].double().cpu()
         following = _choose(logits, temperature, top_k, random)
         if following == tokenizer.eot_id:
             break
