@@ -5,13 +5,13 @@ import errno
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from hvdkit.errors import BuildError
 from hvdkit.horovod_build.cache import open_cache
 from hvdkit.horovod_build.compile import get_wheel
 from hvdkit.horovod_build.install import check_installable, install_wheel
+from hvdkit.horovod_build.progress import Progress
 from hvdkit.horovod_build.source import VERSION
 from hvdkit.horovod_build.toolchain import Toolchain, find_toolchain
 from hvdkit.horovod_build.unverified import mark_unverified
@@ -53,13 +53,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     started = time.monotonic()
-    say = _speaker(sys.stderr if options.wheel_only else sys.stdout)
+    stream = sys.stderr if options.wheel_only else sys.stdout
+
+    def say(text: str) -> None:
+        print(f"{_NAME}: {text}", file=stream, flush=True)
+
     if not options.wheel_only:
         check_installable()
     toolchain = find_toolchain(options.mpi, options.gpu)
     cache = open_cache()
     say(_describe(toolchain))
-    wheel = get_wheel(cache, toolchain, say, options.source, options.rebuild)
+    wheel = get_wheel(cache, toolchain, say, Progress(_NAME, stream), options.source, options.rebuild)
     if options.verify == "now":
         for line in verify(wheel, toolchain.mpi):
             say(line)
@@ -78,13 +82,6 @@ def _describe(toolchain: Toolchain) -> str:
     gpu = f"CUDA {cuda.version} with NCCL {cuda.nccl}" if cuda else "for CPUs"
     return (f"torch {toolchain.torch.version}, {toolchain.mpi.version} ({toolchain.mpi.folder}), {toolchain.compiler}, "
             f"CMake {toolchain.cmake}, {gpu}")  # fmt: skip
-
-
-def _speaker(stream: object) -> Callable[[str], None]:
-    def say(text: str) -> None:
-        print(f"{_NAME}: {text}", file=stream, flush=True)  # type: ignore[call-overload]
-
-    return say
 
 
 def _fail(text: str) -> int:

@@ -30,7 +30,12 @@ _KEPT_LOGS = 10
 
 
 def get_wheel(
-    cache: Path, toolchain: Toolchain, say: Callable[[str], None], source: Path | None = None, rebuild: bool = False
+    cache: Path,
+    toolchain: Toolchain,
+    say: Callable[[str], None],
+    progress: Progress,
+    source: Path | None = None,
+    rebuild: bool = False,
 ) -> Path:
     """The wheel for `toolchain`: from the cache, or built now. Raises BuildError; only the log is then left behind."""
     cached = None if rebuild else find_wheel(cache, toolchain)
@@ -49,7 +54,7 @@ def get_wheel(
         root = unpack(archive, folder)
         apply_edits(root)
         say(f"applied {len(EDITS)} edits; compiling (3 to 10 minutes), log: {log}")
-        built = _compile(root, folder / "wheel", toolchain, log)
+        built = _compile(root, folder / "wheel", toolchain, log, progress)
         return keep_wheel(cache, toolchain, built)
 
 
@@ -89,14 +94,14 @@ def build_environment(root: Path, toolchain: Toolchain) -> dict[str, str]:
     }
 
 
-def _compile(root: Path, out: Path, toolchain: Toolchain, log: Path) -> Path:
+def _compile(root: Path, out: Path, toolchain: Toolchain, log: Path, progress: Progress) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--verbose",
                "--disable-pip-version-check", "--wheel-dir", str(out), str(root)]  # fmt: skip
     env = build_environment(root, toolchain)
     with (
         log.open("w", encoding="utf-8") as output,
         log.open(encoding="utf-8", errors="replace") as written,
-        Progress("hvdkit horovod build") as progress,
+        progress,
         process_group(command, output, env, cwd=root) as process,
     ):
         percent, activity = 0, "configuring"
@@ -109,17 +114,17 @@ def _compile(root: Path, out: Path, toolchain: Toolchain, log: Path) -> Path:
             time.sleep(_TICK_S)
     wheels = sorted(out.glob("horovod-*.whl")) if out.exists() else []
     if process.returncode or not wheels:
-        raise BuildError(f"{explain_failure(log, root)}. The whole log: {log}")
+        raise BuildError(f"{explain_failure(log)}. The whole log: {log}")
     return wheels[0]
 
 
-def explain_failure(log: Path, folder: Path) -> str:
-    """Why the build that wrote `log` and worked in `folder` failed, with the remedy, in a sentence."""
+def explain_failure(log: Path) -> str:
+    """Why the build that wrote `log` failed, with the remedy, in a sentence; asked while its files are still there."""
     text = log.read_text(encoding="utf-8", errors="replace")
-    for place, variable in ((folder, "TMPDIR"), (log.parent, "XDG_CACHE_HOME")):
+    for place, variable in ((tempfile.gettempdir(), "TMPDIR"), (str(log.parent), "XDG_CACHE_HOME")):
         if shutil.disk_usage(place).free < _FULL_MB * 2**20:
-            return (f"the disk of {place.parent} ran full; free some space, or set {variable} to a folder on a "
-                    "larger disk, and run this again")  # fmt: skip
+            return (f"the disk of {place} ran full; free some space, or set {variable} to a folder on a larger disk, "
+                    "and run this again")  # fmt: skip
     if any(sign in text for sign in _DISK_FULL):
         return (
             "a disk or quota ran full; free some space, or set TMPDIR to a folder on a larger disk, and run this again"

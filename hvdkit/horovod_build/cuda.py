@@ -10,6 +10,8 @@ from pathlib import Path
 
 from hvdkit.errors import BuildError
 
+USUAL_HOME = "/usr/local/cuda"
+
 _LIBRARY_FOLDERS = ("lib64", "lib", "lib/x86_64-linux-gnu", "lib/aarch64-linux-gnu")
 
 
@@ -46,7 +48,7 @@ def find_cuda(torch_cuda: str | None) -> Cuda:
 def _find_home(torch_cuda: str) -> str:
     nvcc = shutil.which("nvcc")
     beside_nvcc = str(Path(nvcc).resolve().parents[1]) if nvcc else None
-    for home in (os.environ.get("HOROVOD_CUDA_HOME"), os.environ.get("CUDA_HOME"), beside_nvcc, "/usr/local/cuda"):
+    for home in (os.environ.get("HOROVOD_CUDA_HOME"), os.environ.get("CUDA_HOME"), beside_nvcc, USUAL_HOME):
         if home and (Path(home) / "bin" / "nvcc").exists():
             return home
     raise BuildError(

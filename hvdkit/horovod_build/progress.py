@@ -5,17 +5,21 @@ import time
 from typing import TextIO
 
 _BAR_WIDTH = 30
-_TERMINAL_EVERY_S = 0.5
-_PIPE_EVERY_S = 10.0
+TERMINAL_EVERY_S = 0.5
+PIPE_EVERY_S = 10.0
 
 
 class Progress:
-    """Tells `stream` how far a step is. Used as a context manager, so that the bar's line is ended whatever happens."""
+    """Tells `stream` how far a step is, at most every `every_s` seconds.
 
-    def __init__(self, title: str, stream: TextIO = sys.stdout) -> None:
+    Used as a context manager, so that the bar's line is ended whatever happens.
+    """
+
+    def __init__(self, title: str, stream: TextIO | None = None, every_s: float | None = None) -> None:
         self._title = title
-        self._stream = stream
-        self._is_terminal = stream.isatty()
+        self._stream = sys.stdout if stream is None else stream
+        self._is_terminal = self._stream.isatty()
+        self._every_s = (TERMINAL_EVERY_S if self._is_terminal else PIPE_EVERY_S) if every_s is None else every_s
         self._started = time.monotonic()
         self._said = self._started
         self._drawn = False
@@ -31,7 +35,7 @@ class Progress:
     def show(self, percent: int, activity: str) -> None:
         """Say that the step is at `percent` and what it does, unless that was just said."""
         now = time.monotonic()
-        if now - self._said < (_TERMINAL_EVERY_S if self._is_terminal else _PIPE_EVERY_S):
+        if now - self._said < self._every_s:
             return
         self._said = now
         text = f"{self._title}: {percent:3d}%, {now - self._started:.0f} s, {activity}"

@@ -100,17 +100,18 @@ def find_toolchain(mpi: str = "auto", gpu: str = "auto") -> Toolchain:
     Raises BuildError naming what is missing and the remedy.
     """
     _check_python()
-    torch = _ask_torch()
+    cxx, cc = _find_compilers()
+    cmake_program, cmake = _find_cmake()
+    chosen_mpi = find_mpi(mpi)
+    torch = _ask_torch()  # takes seconds, so it comes after what takes none
     if gpu == "auto" and torch.hip is not None:
         raise BuildError(f"the installed torch is for ROCm {torch.hip}, for which hvdkit builds no Horovod; pass "
                          "--gpu none to build it for CPUs only (GPU tensors will then not be reduced)")  # fmt: skip
-    cxx, cc = _find_compilers()
-    cmake_program, cmake = _find_cmake()
     return Toolchain(
         python=f"{platform.python_implementation()} {platform.python_version()} {sysconfig.get_config_var('SOABI')}",
         machine=_machine(),
         torch=torch,
-        mpi=find_mpi(mpi),
+        mpi=chosen_mpi,
         cxx=cxx,
         cc=cc,
         compiler=_check_compiler(cxx, torch.cxx_standard),

@@ -13,20 +13,20 @@ from hvdkit.horovod_build.process import run_limited
 _LIMIT_S = 180
 _LAUNCHER_VARIABLES = ("OMPI_", "PMIX_", "PMI_", "HOROVOD_", "SLURM_")
 
-# MPI is started by mpi4py, as hvdkit does it: started by Horovod, the first rank to leave ends it under the others.
+# As hvdkit does it: MPI is started by mpi4py, since if Horovod starts it, the first rank to leave ends it under the
+# others; and Horovod is loaded first, so that mpi4py takes the MPI library that Horovod is linked with.
 _PROGRAM = """
-import os, sys
+import os, re, sys
+import torch
+import horovod.torch as hvd
 if sys.argv[1] == "MPI":
     import mpi4py
     mpi4py.rc.initialize = False
     from mpi4py import MPI
-import torch
-import horovod.torch as hvd
-if sys.argv[1] == "MPI":
     with open("/proc/self/maps") as maps:
-        libraries = {os.path.realpath(line.split()[-1]) for line in maps if "/libmpi.so" in line}
-    if len(libraries) > 1:
-        sys.exit("mpi4py and Horovod load two MPI libraries: " + ", ".join(sorted(libraries)))
+        found = {os.path.realpath(line.split()[-1]) for line in maps if re.search(r"/libmpi(ch|_intel|_gnu)?[.]", line)}
+    if len(found) > 1:
+        sys.exit("mpi4py and Horovod load two MPI libraries: " + ", ".join(sorted(found)))
     MPI.Init_thread(MPI.THREAD_MULTIPLE)
 hvd.init()
 def is_right(device):

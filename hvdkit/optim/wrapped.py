@@ -202,20 +202,24 @@ def _plain_state(optimizer: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(optimizer).items() if name not in own | hooks}
 
 
-def _rebind_scheduled_step(optimizer: torch.optim.Optimizer) -> None:
+def _rebind_scheduled_step(optimizer: Any) -> None:
     """A scheduler made before wrapping has put a wrapper of the plain step on the object: put one of ours there."""
     if "step" not in vars(optimizer):
         return
-    marked = getattr(vars(optimizer).pop("step"), "_wrapped_by_lr_sched", False)
+    scheduled = vars(optimizer).pop("step")
     step = type(optimizer).step
 
     @functools.wraps(step)
     def counted_step(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._opt_called = True
+        if hasattr(self, "_step_count"):  # what schedulers look at before torch 2.4
+            self._step_count += 1
         return step(self, *args, **kwargs)
 
-    counted_step._wrapped_by_lr_sched = marked  # type: ignore[attr-defined]
-    optimizer.step = MethodType(counted_step, optimizer)  # type: ignore[method-assign]
+    for mark in ("_wrapped_by_lr_sched", "_with_counter"):  # from torch 2.4 on, and before
+        if hasattr(scheduled, mark):
+            setattr(counted_step, mark, True)
+    optimizer.step = MethodType(counted_step, optimizer)
 
 
 def _parameters(optimizer: Any) -> list[torch.Tensor]:
