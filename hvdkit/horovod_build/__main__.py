@@ -60,8 +60,8 @@ def _run(options: argparse.Namespace) -> None:
 
     if not options.wheel_only:
         check_installable()
-    toolchain = find_toolchain(options.mpi, options.gpu)
     cache = open_cache()
+    toolchain = find_toolchain(options.mpi, options.gpu)
     say(_describe(toolchain))
     wheel = get_wheel(cache, toolchain, say, Progress(_NAME, stream), options.source, options.rebuild)
     if options.verify == "now":

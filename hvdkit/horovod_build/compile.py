@@ -74,6 +74,7 @@ def build_environment(root: Path, toolchain: Toolchain) -> dict[str, str]:
         "MAKEFLAGS": env.get("MAKEFLAGS") or f"-j{_jobs()}",
         "MPI_HOME": str(toolchain.mpi.folder.parent),
         "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(root.parent),  # so that what pip leaves when it is stopped goes with the rest
         "HOROVOD_CMAKE": toolchain.cmake_program,
         "HOROVOD_WITH_PYTORCH": "1",
         "HOROVOD_WITH_MPI": "1",

@@ -11,7 +11,7 @@ _MARKER = "hvdkit_unverified"
 def mark_unverified() -> None:
     """Leave the check to the first `init()` with more than one rank."""
     folder = _installed_folder()
-    if folder is None:
+    if folder is None or (folder / _MARKER).exists():
         return
     (folder / _MARKER).touch()
     # pip removes what RECORD names: without this line the marker would outlive Horovod and look like a package.
