@@ -1,6 +1,5 @@
 """The loss of a batch, and its exact mean over all ranks."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +8,10 @@ from torch.nn import functional as F
 from hvdkit.data import IGNORED, Batch, Samples, evaluation_indices
 from hvdkit.models import LanguageModel
 from hvdkit.runtime import World, gather_objects
+
+_MOST_TOKENS = 4096
+_MOST_LOGITS = 2**24
+"""Of one evaluation batch: 64 MB in float32."""
 
 
 @dataclass
@@ -49,17 +52,18 @@ def mean_loss(model: LanguageModel, batch: Batch, autocast: bool = False) -> tor
 def evaluate(
     world: World, model: LanguageModel, samples: Samples, batch_size: int, *, batches: int = 0, autocast: bool = False
 ) -> LossSum:
-    """The loss on the first `batches` * `batch_size` samples (0 for all), divided over ranks, exact. Collective."""
+    """The loss on the first `batches` * `batch_size` samples (0 for all), divided over ranks, exact. Collective.
+
+    Without backward there is room for more samples at once than `batch_size`, and small batches would be slow.
+    """
     was_training = model.training
     model.eval()
     count = min(len(samples), batches * batch_size) if batches else len(samples)
+    tokens_at_once = min(_MOST_TOKENS, _MOST_LOGITS // model.vocab_size)
+    at_once = max(batch_size, tokens_at_once // samples.context)
     total = LossSum()
-    for batch in _batches(world, samples, count, batch_size):
+    for indices in evaluation_indices(count, at_once, world.rank, world.size):
+        batch = samples.batch(indices)
         total.add(mean_loss(model, batch.to(world.device), autocast), batch.n_targets)
     model.train(was_training)
     return over_ranks(world, total)
-
-
-def _batches(world: World, samples: Samples, count: int, batch_size: int) -> Iterable[Batch]:
-    for indices in evaluation_indices(count, batch_size, world.rank, world.size):
-        yield samples.batch(indices)
