@@ -1,7 +1,4 @@
-"""`hvdkit run -np N -- command`: picks launcher and flags, prints the command line, and becomes it.
-
-It replaces itself by the launcher, so that signals and the exit status need no forwarding.
-"""
+"""`hvdkit run -np N -- command`: picks launcher and flags, prints the command line, and runs it."""
 
 import argparse
 import os
@@ -15,10 +12,11 @@ from hvdkit.errors import LaunchError
 from hvdkit.launch.command import LAUNCHERS, Wanted, build_command
 from hvdkit.launch.hosts import check_reachable, parse_hosts, read_hostfile
 from hvdkit.launch.site import Site, find_site
+from hvdkit.launch.supervise import run_launcher
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Start the ranks in place of this process; returns only after --dry-run (0) or where nothing can start (2)."""
+    """Start the ranks and wait for them; returns the launcher's exit status, or 2 where nothing could start."""
     options = _parser().parse_args(argv)
     try:
         wanted, site = _wanted(options), find_site()
@@ -29,11 +27,14 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         _check_program(wanted.command[0], site)
         check_reachable(wanted.hosts, sys.executable)
-        print(f"hvdkit run: {line}", file=sys.stderr, flush=True)
-        _become(command, site)
+        program = shutil.which(command[0], path=site.path)
+        if program is None:
+            raise LaunchError(f"{command[0]} is not on PATH; `hvdkit doctor` tells what is missing")
     except LaunchError as error:
         print(f"hvdkit run: error: {error}", file=sys.stderr)
-    return 2
+        return 2
+    print(f"hvdkit run: {line}", file=sys.stderr, flush=True)
+    return run_launcher(program, command, {**os.environ, "PATH": site.path})
 
 
 def copyable(command: tuple[str, ...], site: Site) -> str:
@@ -44,14 +45,6 @@ def copyable(command: tuple[str, ...], site: Site) -> str:
         return line
     added = site.path.removesuffix(plain)
     return f'PATH={shlex.quote(added)}"$PATH" {line}'
-
-
-def _become(command: tuple[str, ...], site: Site) -> None:
-    program = shutil.which(command[0], path=site.path)
-    if program is None:
-        raise LaunchError(f"{command[0]} is not on PATH; `hvdkit doctor` tells what is missing")
-    sys.stdout.flush()
-    os.execve(program, command, {**os.environ, "PATH": site.path})
 
 
 def _wanted(options: argparse.Namespace) -> Wanted:
