@@ -52,8 +52,6 @@ def save_checkpoint(
                 _write(beside, step, write_model, state)
         except CheckpointError as problem:
             error = problem
-        except FileExistsError:
-            error = CheckpointError(f"checkpoint {folder} exists already: save into another folder")
         except Exception as problem:  # the disk's faults come as OSError, or as whatever safetensors makes of them
             error = CheckpointError(f"checkpoint {folder} cannot be written: {problem}")
     raise_together(world, error)
