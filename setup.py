@@ -7,8 +7,8 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 EXTRAS = {
-    "bpe": ["tokenizers>=0.15"],
-    "hf": ["transformers>=4.40", "tokenizers>=0.15"],
+    "bpe": ["tokenizers>=0.20"],
+    "hf": ["transformers>=4.45", "tokenizers>=0.20"],
     "plot": ["matplotlib>=3.7"],
     "tensorboard": ["tensorboard>=2.12"],
     # What Horovod's build needs beside torch, a C++ compiler and an MPI.

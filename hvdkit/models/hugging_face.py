@@ -146,8 +146,10 @@ def _option(pair: str, text: str) -> tuple[str, Any]:
 def _transformers() -> Any:
     try:
         import transformers
-    except ImportError:
-        raise ConfigError("Hugging Face models need the transformers library: `pip install transformers`") from None
+    except ImportError as error:
+        raise ConfigError(
+            f"Hugging Face models need the transformers library ({error}): `pip install transformers`"
+        ) from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers

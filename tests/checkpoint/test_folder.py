@@ -111,6 +111,7 @@ def test_full_disk_of_one_rank_is_one_error_on_all_ranks(world: World, shared_pa
 
     assert "step-00000001 cannot be written" in message_on_all(world, work)
     assert names(shared_path / "c") == []
+    gather_objects(world, None)
     save_checkpoint(world, shared_path / "c", 1, write_model, state)
 
 
