@@ -49,7 +49,7 @@ def examine(hosts: tuple[Host, ...], ranks: int | None, start: bool) -> Iterator
     there = compare_hosts(hosts, here)
     yield from there
     if start and not any(finding.state == "problem" for finding in (*here, *there)):
-        yield start_ranks(hosts, gloo="error" in facts.mpi or facts.site.mpi is None)
+        yield start_ranks(hosts, gloo=not facts.library or facts.site.mpi is None)
 
 
 def _print(finding: Finding) -> None:

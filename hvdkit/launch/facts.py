@@ -22,22 +22,30 @@ _MAPPED = r"""
 def mapped():
     paths = re.findall(r"/.*/libmpi(?:ch)?\.so\S*", open("/proc/self/maps").read())
     return sorted({os.path.realpath(path) for path in paths})
+def title(mpi):
+    return " ".join(mpi.Get_library_version().splitlines()[0].split(",")[0].split())
 """
 _TORCH = """
 import torch
 answer = {"version": torch.__version__, "cuda": torch.version.cuda, "gpus": torch.cuda.device_count()}
 """
+# In the order of `init()`: Horovod's library brings its MPI into the process, and mpi4py takes what is there.
 _HOROVOD = """
 import horovod.torch.mpi_ops as ops, horovod, pathlib
 metadata = pathlib.Path(horovod.__file__).parent / "metadata.json"
 answer = {"version": horovod.__version__, "mpi": ops.mpi_built(), "gloo": ops.gloo_built(),
           "nccl": int(ops.nccl_built()), "cuda": ops.cuda_built() or ops.rocm_built(), "links": mapped(),
           "torch": json.loads(metadata.read_text()).get("pytorch") if metadata.exists() else None}
+if answer["mpi"]:
+    from hvdkit.runtime.mpi import load_mpi
+    answer["library"] = title(load_mpi())
 """
-_MPI = """
-from hvdkit.runtime.mpi import load_mpi
-library = load_mpi().Get_library_version()
-answer = {"library": library.split(",")[0].strip().splitlines()[0].replace("\\t", " "), "loaded": mapped()}
+# As a script that imports mpi4py first.
+_MPI4PY = """
+import mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+answer = {"library": title(MPI), "loaded": mapped()}
 """
 
 
@@ -50,17 +58,23 @@ class Facts:
     site: Site
     torch: dict[str, Any]
     horovod: dict[str, Any]
-    mpi: dict[str, Any]
+    mpi4py: dict[str, Any]
     record: dict[str, Any]
     """What Horovod was built with, if hvdkit built it."""
+
+    @property
+    def library(self) -> str:
+        """The MPI library of a job, such as `Open MPI v4.1.8`; empty if there is none."""
+        name: str = self.horovod.get("library") or self.mpi4py.get("library", "")
+        return name
 
 
 def gather(ranks: int) -> Facts:
     """Ask the three libraries at once, in the environment that a job would have."""
     site = find_site()
     with ThreadPoolExecutor(3) as pool:
-        torch, horovod, mpi = pool.map(lambda code: _ask(code, site.path), (_TORCH, _HOROVOD, _MPI))
-    return Facts(ranks, site, torch, horovod, mpi, horovod_record())
+        torch, horovod, mpi4py = pool.map(lambda code: _ask(code, site.path), (_TORCH, _HOROVOD, _MPI4PY))
+    return Facts(ranks, site, torch, horovod, mpi4py, horovod_record())
 
 
 def _ask(code: str, path: str) -> dict[str, Any]:

@@ -18,7 +18,8 @@ total = hvd.allreduce(torch.full((1000,), float(hvd.rank() + 1)), op=hvd.Sum, na
 if not bool((total == world.size * (world.size + 1) / 2).all()):
     sys.exit("the sum over the ranks is wrong")
 if world.is_root:
-    sys.stdout.write(f"{_SAYS} {{world.size}} ranks on {{world.cross_size}} hosts over {{world.backend}}\\n")
+    hosts = "1 host" if world.cross_size == 1 else f"{{world.cross_size}} hosts"
+    sys.stdout.write(f"{_SAYS} {{world.size}} ranks on {{hosts}} over {{world.backend}}\\n")
 """
 
 

