@@ -211,6 +211,7 @@ def test_kubernetes_job() -> None:
 
 
 def only_container(replica: dict[str, Any]) -> dict[str, Any]:
+    container: dict[str, Any]
     (container,) = replica["template"]["spec"]["containers"]
     return container
 

@@ -16,7 +16,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,15 +96,14 @@ class Host:
         inside = ["env", "--unset=XDG_CACHE_HOME", "--chdir", str(ROOT), *environment, *(str(word) for word in words)]
         return [*_ENTER, "--target", str(self.pid), "--", *inside]
 
-    def processes(self) -> list[str]:
-        """Command lines of all its living processes but sshd's own."""
+    def processes(self, name: str = "") -> list[psutil.Process]:
+        """Its living processes: all but sshd's own, or those called `name`."""
         found = []
         for process in psutil.Process(self.pid).children(recursive=True):
-            try:
-                if process.status() != psutil.STATUS_ZOMBIE and process.name() != "sshd":
-                    found.append(" ".join(process.cmdline()))
-            except psutil.NoSuchProcess:
-                continue
+            with suppress(psutil.NoSuchProcess):
+                called = process.name()
+                if process.status() != psutil.STATUS_ZOMBIE and (called == name if name else called != "sshd"):
+                    found.append(process)
         return found
 
 

@@ -1,8 +1,9 @@
-"""What each rank of a job over several hosts does: writes down its world and a sum over all ranks.
+"""What each rank of a job over several hosts does: writes down its world, a sum over all ranks, and what it reads.
 
     python report.py FOLDER [RANK]
 
-With RANK that one then dies by SIGKILL, while the others go on adding up for ever.
+The tokens are cached in FOLDER, which all hosts share, so that their first ranks make the same cache at once. With RANK
+that one then dies by SIGKILL, while the others go on adding up for ever.
 """
 
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 import hvdkit as hvd
+from hvdkit.data import CorpusConfig, prepare_corpus
 
 folder = Path(sys.argv[1])
 world = hvd.init()
@@ -24,6 +26,8 @@ report = {name: getattr(world, name) for name in fields} | {"total": total.tolis
 for name in ("comm", "local_comm", "cross_comm"):
     communicator = getattr(world, name)
     report[name] = None if communicator is None else communicator.allgather(world.rank)
+corpus = prepare_corpus(world, CorpusConfig(data=("LICENSE",), cache_dir=str(folder / "cache")))
+report["tokens"] = [len(corpus.train), int(corpus.train.sum(dtype="int64")), len(corpus.validation)]
 (folder / f"{world.rank}.json").write_text(json.dumps(report))
 hvd.barrier()
 if len(sys.argv) > 2:
