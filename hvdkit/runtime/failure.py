@@ -45,7 +45,9 @@ def fail_job(error: BaseException, rank: int, size: int) -> NoReturn:
         die(str(error))  # every rank is alone, so that no abort of rank 0's would silence the others
     lost = lost_another_rank(error)
     time.sleep(_GRACE_S * (1 + min(rank, 8) / 2) if lost else _GRACE_S * (rank > 0))
-    if isinstance(error, HvdkitError):
+    if isinstance(error, LaunchError) and rank > 0:
+        text = ""
+    elif isinstance(error, HvdkitError):
         text = f"hvdkit: rank {rank} of {size} failed, the job ends: {error}\n"
     else:
         trace = "".join(traceback.format_exception(error, chain=not lost))

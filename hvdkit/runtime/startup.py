@@ -54,7 +54,7 @@ def init(comm: Any = None, process_sets: Any = None) -> World:
     comm = list(comm) if isinstance(comm, Iterable) else comm
     if _process.world is not None and is_initialized():
         if process_sets and not isinstance(process_sets, str):
-            engine.mpi_ops.init(comm=comm, process_sets=process_sets)  # finds those that exist, refuses others
+            engine.mpi_ops.init(process_sets=process_sets)  # finds those that exist, refuses others
         return _process.world
     launch = launch_info()
     if launch.size > 1:
@@ -67,18 +67,15 @@ def init(comm: Any = None, process_sets: Any = None) -> World:
             f"; use the launcher of that MPI (`hvdkit run -np {launch.size} -- ...` picks it, `hvdkit doctor` "
             "compares them)"
         )
-    if mpi is not None and isinstance(comm, list) and comm and mpi.COMM_WORLD.Get_rank() not in comm:
-        raise ValueError(
-            f"init: comm={comm} leaves out this process, rank {mpi.COMM_WORLD.Get_rank()}; every rank must pass the "
-            "list of ranks that it belongs to"
-        )
-    engine.mpi_ops.init(comm=comm, process_sets=process_sets)
+    own = None if mpi is None else _communicator(mpi, comm)
+    # Horovod would use a list of ranks again in every later init(), whatever that asks for; a communicator it forgets.
+    engine.mpi_ops.init(comm=own if own is not None and isinstance(comm, list) else comm, process_sets=process_sets)
     if not _process.at_exit_installed:
         # Registered after Horovod's own handler, so that it runs first.
         atexit.register(_finish)
         _process.at_exit_installed = True
     _process.generation += 1
-    _process.world = _make_world(engine, mpi, comm)
+    _process.world = _make_world(engine, mpi, own)
     if _process.world.size > 1:
         _process.watch_for_failure(_process.world.rank, _process.world.size)
         check_unverified(_process.world)
@@ -119,7 +116,7 @@ def require_world() -> World:
     return _process.world
 
 
-def _make_world(engine: Any, mpi: Any, ranks: Any) -> World:
+def _make_world(engine: Any, mpi: Any, own: Any) -> World:
     ops = engine.mpi_ops
     rank, size, local_rank = ops.rank(), ops.size(), ops.local_rank()
     world = World(
@@ -134,7 +131,7 @@ def _make_world(engine: Any, mpi: Any, ranks: Any) -> World:
         device=_device(local_rank, size == 1 or bool(ops.nccl_built())),
         threads=1,
         generation=_process.generation,
-        comm=None if mpi is None else _communicator(mpi, ranks),
+        comm=own,
     )
     if world.comm is not None:
         world = replace(
@@ -147,14 +144,21 @@ def _make_world(engine: Any, mpi: Any, ranks: Any) -> World:
     return replace(world, threads=fair_threads(cores, neighbours))
 
 
-def _communicator(mpi: Any, ranks: Any) -> Any:
-    """hvdkit's own duplicate of the communicator that Horovod runs on."""
-    if ranks is None or ranks == []:
+def _communicator(mpi: Any, comm: Any) -> Any:
+    """A communicator of hvdkit's own over the ranks that `init()` was asked for."""
+    if comm is None or comm == []:
         return mpi.COMM_WORLD.Dup()
-    if isinstance(ranks, list):
-        group = mpi.COMM_WORLD.Get_group().Incl(ranks)
-        return mpi.COMM_WORLD.Create_group(group)
-    return ranks.Dup()
+    if isinstance(comm, list):
+        rank = mpi.COMM_WORLD.Get_rank()
+        if rank not in comm:
+            raise ValueError(
+                f"init: comm={comm} leaves out this process, rank {rank}; every rank must pass the list of ranks that "
+                "it belongs to"
+            )
+        return mpi.COMM_WORLD.Create_group(mpi.COMM_WORLD.Get_group().Incl(comm))
+    if not isinstance(comm, mpi.Comm):
+        raise ValueError("Invalid type of argument comm. Expected list of rank integers or mpi4py.MPI.Comm object.")
+    return comm.Dup()
 
 
 def _device(local_rank: int, can_reduce_on_gpu: bool) -> torch.device:

@@ -42,6 +42,13 @@ def test_signatures_are_horovods(world: World) -> None:
         assert arguments(ours) == arguments(theirs), name
 
 
+def test_init_and_shutdown_take_what_horovods_take(world: World) -> None:
+    """Horovod's pass their arguments on to a method of its basics."""
+    basics = importlib.import_module("horovod.torch.mpi_ops")._basics
+    assert arguments(hvd.init) == arguments(basics.init)
+    assert arguments(hvd.shutdown) == arguments(basics.shutdown) == []
+
+
 def test_distributed_optimizer_adds_keywords_only(world: World) -> None:
     horovod = importlib.import_module("horovod.torch")
     theirs = inspect.signature(horovod.DistributedOptimizer).parameters
@@ -54,7 +61,17 @@ def test_distributed_optimizer_adds_keywords_only(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["mpi_ops", "compression", "functions", "optimizer", "elastic.sampler", "elastic.state"]
+    "name",
+    [
+        "mpi_ops",
+        "compression",
+        "functions",
+        "optimizer",
+        "sync_batch_norm",
+        "elastic",
+        "elastic.sampler",
+        "elastic.state",
+    ],
 )
 def test_submodules_that_scripts_import(world: World, name: str) -> None:
     theirs, ours = importlib.import_module(f"horovod.torch.{name}"), importlib.import_module(f"hvdkit.{name}")

@@ -74,6 +74,38 @@ def test_bfloat16_sums_are_rounded_once(world: World) -> None:
     assert torch.equal(hvd.allreduce(tensor, op=hvd.Sum), exact.to(torch.bfloat16))
 
 
+def test_fp16_compression_leaves_bfloat16_its_range(world: World) -> None:
+    """Horovod's sends it as float16, in which 1e20 is infinite."""
+    half = hvd.Compression.fp16
+    large = torch.full((world.size,), 1e20, dtype=torch.bfloat16)
+    for result in (
+        hvd.allreduce(large, compression=half),
+        hvd.allreduce(large, None, "compressed", half),
+        hvd.grouped_allreduce([large, torch.ones(1)], compression=half)[0],
+    ):
+        assert result.dtype == torch.bfloat16 and torch.equal(result, large)
+    for scattered in (
+        hvd.reducescatter(large, compression=half),
+        hvd.grouped_reducescatter([large], compression=half)[0],
+    ):
+        assert scattered.dtype == torch.bfloat16 and torch.equal(scattered, large[:1])
+    rounded = hvd.allreduce(torch.tensor([1 + 2.0**-12]), compression=half)
+    assert rounded.dtype == torch.float32 and rounded.item() == 1
+
+
+def test_a_bfloat16_handle_outlives_nothing(world: World) -> None:
+    """As Horovod's: it is waited for once, then gives None; an error leaves nothing behind."""
+    handle = hvd.allreduce_async(torch.ones(2, dtype=torch.bfloat16))
+    assert hvd.synchronize(handle).dtype == torch.bfloat16
+    assert hvd.synchronize(handle) is None
+    if world.size > 1:
+        handle = hvd.allreduce_async(torch.ones(2 + world.rank, dtype=torch.bfloat16), name="mismatch")
+        with pytest.raises(hvd.HorovodInternalError, match="Mismatched"):
+            hvd.synchronize(handle)
+        assert hvd.synchronize(handle) is None
+    assert hvd.synchronize(hvd.allreduce_async(torch.ones(1))).dtype == torch.float32
+
+
 @pytest.mark.parametrize("dtype", taken("broadcast"))
 def test_broadcast_family(world: World, dtype: torch.dtype) -> None:
     root = world.size - 1

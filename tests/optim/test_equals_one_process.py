@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 import hvdkit as hvd
 from hvdkit.runtime import World
@@ -168,6 +167,48 @@ def test_no_sync_accumulates_locally(world: World) -> None:
         assert_same_gradients(model, reference)
 
 
+def test_no_sync_around_everything_trains_alone(world: World) -> None:
+    """As with DDP: `step()` within `no_sync()` uses the rank's own gradients; no rank waits for another."""
+    model = mlp()
+    local = twin(model)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    plain = torch.optim.SGD(local.parameters(), lr=0.1)
+    with optimizer.no_sync():
+        for batch in batches(world, steps=1 + world.rank):
+            for layers, stepper in ((model, optimizer), (local, plain)):
+
+                def closure(layers: nn.Module = layers, stepper: Any = stepper, rows: Any = batch) -> torch.Tensor:
+                    stepper.zero_grad()
+                    loss = square_loss(layers, mine(world, rows))
+                    loss.backward()
+                    return loss
+
+                closure()
+                stepper.step()
+                stepper.step(closure)
+    assert_same(model, local, tolerance=0)
+    assert optimizer.statistics.rounds == 0
+
+
+def test_a_step_after_no_sync_alone_aggregates(world: World) -> None:
+    model = mlp()
+    reference = twin(model)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+    plain = torch.optim.SGD(reference.parameters(), lr=0.1)
+    for step, batch in enumerate(batches(world, steps=4)):
+        optimizer.zero_grad()
+        plain.zero_grad()
+        if step == 2:  # a synchronised backward before it, whose gradients stay
+            square_loss(model, mine(world, batch)).backward()
+            square_loss(reference, batch).backward()
+        with optimizer.no_sync():
+            square_loss(model, mine(world, batch)).backward()
+        square_loss(reference, batch).backward()
+        optimizer.step()
+        plain.step()
+    assert_same(model, reference)
+
+
 def test_a_second_backward_adds_its_average(world: World) -> None:
     """Horovod stops here with an error: two backward passes before one step."""
     model = mlp()
@@ -192,81 +233,3 @@ def test_a_second_backward_is_refused_where_it_has_no_meaning(world: World) -> N
     optimizer.zero_grad()
     square_loss(model, mine(world, second)).backward()
     optimizer.step()
-
-
-class Checkpointed(nn.Module):
-    """Segments under activation checkpointing, one layer used in two of them."""
-
-    def __init__(self, reentrant: bool) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.enter, self.shared, self.leave = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-        self.double()
-        self.reentrant = reentrant
-
-    def _inner(self, x: torch.Tensor) -> torch.Tensor:
-        return checkpoint(lambda y: torch.tanh(self.shared(y)), x, use_reentrant=self.reentrant)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.reentrant is None:
-            return self.leave(torch.tanh(self.shared(torch.tanh(self.shared(torch.tanh(self.enter(x)))))))
-        y = checkpoint(self.enter, x.requires_grad_(), use_reentrant=self.reentrant)
-        y = checkpoint(self._inner, torch.tanh(y), use_reentrant=self.reentrant)
-        y = checkpoint(lambda z: torch.tanh(self.shared(z)), y, use_reentrant=self.reentrant)
-        return checkpoint(self.leave, y, use_reentrant=self.reentrant)
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("bucket_bytes", [0, 2**20])
-def test_activation_checkpointing(world: World, reentrant: bool, bucket_bytes: int) -> None:
-    model, reference = Checkpointed(reentrant), Checkpointed(None)  # type: ignore[arg-type]
-    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), bucket_bytes=bucket_bytes)
-    plain = torch.optim.SGD(reference.parameters(), lr=0.1)
-    for batch in batches(world, steps=4):
-        optimizer.zero_grad()
-        plain.zero_grad()
-        square_loss(model, mine(world, batch.clone())).backward()
-        square_loss(reference, batch).backward()
-        assert_same_gradients(model, reference)
-        optimizer.step()
-        plain.step()
-
-
-def test_compiled_model(world: World) -> None:
-    model = mlp()
-    reference = twin(model)
-    compiled = torch.compile(model, backend="aot_eager")
-    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
-    for batch in batches(world, steps=2):
-        optimizer.zero_grad()
-        reference.zero_grad()
-        square_loss(compiled, mine(world, batch)).backward()
-        square_loss(reference, batch).backward()
-        assert_same_gradients(model, reference)
-
-
-def test_autocast_and_grad_scaler(world: World) -> None:
-    model = mlp(torch.float32)
-    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
-    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    norms = []
-    for step, batch in enumerate(batches(world, steps=4, dtype=torch.float32)):
-        optimizer.zero_grad()
-        rows = mine(world, batch)
-        if step == 2 and world.rank == world.size - 1:
-            rows = rows * float("inf")  # one rank overflows: all must skip this step
-        before = [p.detach().clone() for p in model.parameters()]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = square_loss(model, rows)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5))
-        scaler.step(optimizer)
-        scaler.update()
-        changed = any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-        assert changed == (step != 2)
-    scales = hvd.allgather_object(scaler.get_scale())
-    assert scales == [512.0] * world.size
-    for parameter in model.parameters():
-        assert torch.equal(hvd.broadcast(parameter.detach(), root_rank=0), parameter)
-    assert torch.isfinite(norms[0])

@@ -1,4 +1,4 @@
-"""Ranks that do not all do the same: missing gradients, frozen and sparse parameters, weights, uneven steps."""
+"""Ranks that do not all do the same: missing gradients, frozen and sparse parameters, uneven steps."""
 
 import pytest
 import torch
@@ -105,79 +105,6 @@ def test_sparse_embedding(world: World, as_dense: bool) -> None:
         assert_same(table, reference)
 
 
-def test_uneven_batches_weighed_by_tokens(world: World) -> None:
-    model = mlp()
-    reference = twin(model)
-    optimizer = hvd.DistributedOptimizer(torch.optim.AdamW(model.parameters(), lr=0.01), bucket_bytes=200)
-    plain = torch.optim.AdamW(reference.parameters(), lr=0.01)
-    for step, batch in enumerate(batches(world, steps=5, rows=7)):
-        # Rank r takes r + step rows, split in micro-batches of at most 2; the last rank sometimes has none.
-        counts = [0 if rank == world.size - 1 and step % 2 and rank else rank + step + 1 for rank in range(world.size)]
-        parts = list(batch[: sum(counts)].split(counts))
-        optimizer.zero_grad()
-        micro = [rows for rows in parts[world.rank].split(2) if len(rows)]
-        for rows in micro[:-1]:
-            with optimizer.no_sync():
-                optimizer.weigh(square_loss(model, rows), len(rows)).backward()
-        for rows in micro[-1:]:
-            optimizer.weigh(square_loss(model, rows), len(rows)).backward()
-        optimizer.synchronize()
-        plain.zero_grad()
-        square_loss(reference, batch[: sum(counts)]).backward()
-        assert_same_gradients(model, reference)
-        optimizer.step()
-        plain.step()
-    assert_same(model, reference, tolerance=1e-9)
-
-
-def test_weight_zero_silences_even_nan(world: World) -> None:
-    model = mlp()
-    reference = twin(model)
-    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
-    (batch,) = batches(world, steps=1)
-    silent = world.size > 1 and world.rank == world.size - 1
-    loss = square_loss(model, mine(world, batch)) * (float("nan") if silent else 1.0)
-    optimizer.weigh(loss, 0 if silent else 4).backward()
-    kept = batch.chunk(world.size)[: max(1, world.size - 1)]
-    square_loss(reference, torch.cat(kept)).backward()
-    assert_same_gradients(model, reference)
-
-
-def test_fixed_weights(world: World) -> None:
-    model = mlp()
-    reference = twin(model)
-    weights = [float(rank + 1) for rank in range(world.size)]
-    hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), weight=weights[world.rank])
-    for batch in batches(world, steps=2):
-        model.zero_grad()
-        reference.zero_grad()
-        square_loss(model, mine(world, batch)).backward()
-        parts = [w * square_loss(reference, rows) for w, rows in zip(weights, batch.chunk(world.size), strict=True)]
-        (torch.stack(parts).sum() / sum(weights)).backward()
-        assert_same_gradients(model, reference)
-
-
-def test_large_token_counts_survive_half_precision(world: World) -> None:
-    """bf16(257) is 256 and fp16(70000) is inf: the counts must not travel in the gradients' dtype."""
-    for dtype, count in ((torch.bfloat16, 257), (torch.float16, 70000)):
-        parameter = nn.Parameter(torch.zeros(3, dtype=dtype))
-        optimizer = hvd.DistributedOptimizer(torch.optim.SGD([parameter], lr=0.1))
-        optimizer.weigh((parameter * 2.0**-10).sum(), count).backward()
-        assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, torch.full_like(parameter, 2.0**-10), rtol=1e-2, atol=0)
-
-
-def test_weighing_on_some_ranks_only_is_an_error_on_all(world: World) -> None:
-    if world.size == 1:
-        pytest.skip("one rank cannot disagree with itself")
-    model = mlp()
-    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1))
-    (batch,) = batches(world, steps=1)
-    loss = square_loss(model, mine(world, batch))
-    with pytest.raises(hvd.HvdkitError, match="weigh"):
-        (loss if world.rank == 0 else optimizer.weigh(loss, 4)).backward()
-
-
 def test_ranks_with_other_parameters_are_told(world: World) -> None:
     if world.size == 1:
         pytest.skip("one rank cannot disagree with itself")
@@ -187,20 +114,24 @@ def test_ranks_with_other_parameters_are_told(world: World) -> None:
         model(torch.ones(1, 4)).sum().backward()
 
 
-def test_join_with_uneven_steps(world: World) -> None:
-    """A joined rank counts as zeros, and `Average` goes on dividing by all ranks, as in Horovod."""
+@pytest.mark.parametrize("first", [0, 1])
+def test_join_with_uneven_steps(world: World, first: int) -> None:
+    """A joined rank counts as zeros, and `Average` goes on dividing by all ranks, as in Horovod.
+
+    Rank r has r + `first` steps in the first epoch: one rank may have none at all, and so no part in the first
+    agreement. In the second epoch it has the most.
+    """
     parameter = nn.Parameter(torch.zeros(3, dtype=torch.float64))
     optimizer = hvd.DistributedOptimizer(torch.optim.SGD([parameter], lr=1.0))
-    # The first step is common, so that all ranks take part in the agreement.
-    for step in range(1 + world.rank):
-        optimizer.zero_grad()
-        (parameter * float(world.rank + 1)).sum().backward()
-        active = [rank + 1 for rank in range(world.size) if rank >= step]
-        assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, torch.full_like(parameter, sum(active) / world.size))
-        optimizer.step()
-    last = hvd.join()
-    assert last == world.size - 1
+    for steps in ([first + rank for rank in range(world.size)], [*range(world.size, 0, -1)]):
+        for step in range(steps[world.rank]):
+            optimizer.zero_grad()
+            (parameter * float(world.rank + 1)).sum().backward()
+            active = [rank + 1 for rank in range(world.size) if steps[rank] > step]
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, torch.full_like(parameter, sum(active) / world.size))
+            optimizer.step()
+        assert hvd.join() == steps.index(max(steps))
 
 
 def test_process_set(world: World) -> None:
