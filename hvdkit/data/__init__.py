@@ -21,7 +21,7 @@ from hvdkit.data.corpus import Corpus, CorpusConfig
 from hvdkit.data.loader import BatchDataset
 from hvdkit.data.prepare import prepare_corpus
 from hvdkit.data.sampler import Position, ShardedSampler, evaluation_indices
-from hvdkit.data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
+from hvdkit.data.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, save_tokenizer
 
 __all__ = [
     "IGNORED",
@@ -37,6 +37,7 @@ __all__ = [
     "ShardedSampler",
     "Tokenizer",
     "evaluation_indices",
+    "has_tokenizer",
     "load_tokenizer",
     "prepare_corpus",
     "save_tokenizer",

@@ -12,6 +12,7 @@ from hvdkit.errors import DataError
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+_VOCABULARY_FILE = "vocab.txt"
 
 
 class Tokenizer(Protocol):
@@ -58,6 +59,11 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(tokenizer.to_config(), indent=1), encoding="utf-8")
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `load_tokenizer` would find one in `folder`."""
+    return any((folder / name).is_file() for name in (TOKENIZER_FILE, CONFIG_FILE, _VOCABULARY_FILE))
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer saved in `folder` by hvdkit or by Hugging Face.
 
@@ -69,7 +75,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / TOKENIZER_FILE
     if not path.is_file():
         # Older Hugging Face folders hold only the vocabulary; transformers knows how to make the rest of it.
-        if (folder / CONFIG_FILE).is_file() or (folder / "vocab.txt").is_file():
+        if has_tokenizer(folder):
             return from_transformers(folder)
         raise DataError(f"{folder} holds no tokenizer ({TOKENIZER_FILE} is missing)")
     try:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hvdkit.data.named_function import names_function
+from hvdkit.data.tokenizer import Tokenizer
 from hvdkit.errors import ConfigError
 from hvdkit.models.construct import from_config, from_function
 from hvdkit.models.folder import load_model
@@ -14,7 +15,7 @@ from hvdkit.models.presets import PRESETS
 HUGGING_FACE = "hf:"
 
 
-def build_model(name: str, vocab_size: int, context: int) -> LanguageModel:
+def build_model(name: str, vocab_size: int, context: int, tokenizer: Tokenizer | None = None) -> LanguageModel:
     """A new model with random weights from torch's generator.
 
     Args:
@@ -22,6 +23,7 @@ def build_model(name: str, vocab_size: int, context: int) -> LanguageModel:
             loaded), or `package.module:function`, called as `function(vocab_size=..., context=...)`.
         vocab_size: token ids that it must take.
         context: length of its sequences.
+        tokenizer: where given, a Hugging Face configuration is told its ids for end and padding.
 
     Raises ConfigError for a name that it does not know, with the closest one.
     """
@@ -30,7 +32,7 @@ def build_model(name: str, vocab_size: int, context: int) -> LanguageModel:
     if name.startswith(HUGGING_FACE):
         from hvdkit.models.hugging_face import build_hugging_face
 
-        return build_hugging_face(name.removeprefix(HUGGING_FACE), vocab_size, context)
+        return build_hugging_face(name.removeprefix(HUGGING_FACE), vocab_size, context, tokenizer)
     if names_function(name):
         return from_function(name, "causal", vocab_size, context)
     if name and Path(name).is_dir():

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hvdkit.data.tokenizer import Tokenizer
 from hvdkit.errors import CheckpointError, ConfigError
 from hvdkit.models.language_model import LanguageModel
 
@@ -32,11 +33,13 @@ class HuggingFaceModel(LanguageModel):
         self.inner.save_pretrained(folder)
 
 
-def build_hugging_face(text: str, vocab_size: int, context: int) -> HuggingFaceModel:
+def build_hugging_face(
+    text: str, vocab_size: int, context: int, tokenizer: Tokenizer | None = None
+) -> HuggingFaceModel:
     """`TYPE` or `TYPE,option=value,...` of a transformers configuration, with random weights.
 
-    Vocabulary and context are those of the run unless options say otherwise. Raises ConfigError, also where the
-    options leave too little of either.
+    Vocabulary, context and special tokens are those of the run unless options say otherwise. Raises ConfigError,
+    also where the options leave too little of vocabulary or context.
     """
     transformers = _transformers()
     kind, *pairs = text.split(",")
@@ -50,14 +53,14 @@ def build_hugging_face(text: str, vocab_size: int, context: int) -> HuggingFaceM
     if unknown:
         raise ConfigError(f"--model hf:{text}: a {kind} configuration has no {', '.join(unknown)}")
     length = _length_option(default)
-    if length is not None and not options.keys() & set(_LENGTH_OPTIONS):
-        options[length] = context
-    options = {"vocab_size": vocab_size, **options}
+    options = {"vocab_size": vocab_size, **_special_ids(default, vocab_size, tokenizer), **options}
     try:
+        if length is not None and not options.keys() & set(_LENGTH_OPTIONS):
+            pad_id = options.get("pad_token_id", getattr(default, "pad_token_id", None)) or 0
+            with torch.device("meta"):  # costs nothing and draws no random numbers
+                _, empty = _make(transformers, kind, {**options, length: context + pad_id + 1})
+            options[length] = context + _position_offset(empty)
         objective, inner = _make(transformers, kind, options)
-        offset = _position_offset(inner)
-        if offset and options.get(str(length)) == context:
-            objective, inner = _make(transformers, kind, {**options, str(length): context + offset})
     except ConfigError:
         raise
     except Exception as error:  # each configuration checks itself in its own way, or fails in its layers
@@ -117,6 +120,18 @@ def _head(transformers: Any, config: Any) -> tuple[str, Any]:
     if type(config) in causal._model_mapping:
         return "causal", causal
     raise ConfigError(f"hf:{config.model_type}: transformers has neither a causal nor a masked language model of it")
+
+
+def _special_ids(default: Any, vocab_size: int, tokenizer: Tokenizer | None) -> dict[str, int | None]:
+    """What replaces the special ids of the type's own vocabulary, where they would be other tokens or none.
+
+    Padding matters most: its embedding is not trained, and RoBERTa gives it no position.
+    """
+    names = [name for name in ("bos_token_id", "eos_token_id", "pad_token_id") if hasattr(default, name)]
+    if tokenizer is None:
+        return {name: None for name in names if isinstance(i := getattr(default, name), int) and i >= vocab_size}
+    pad_id = None if tokenizer.pad_id == tokenizer.eot_id else tokenizer.pad_id
+    return {name: pad_id if name == "pad_token_id" else tokenizer.eot_id for name in names}
 
 
 def _length_option(config: Any) -> str | None:

@@ -18,7 +18,7 @@ from hvdkit.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from hvdkit.data import Position, Tokenizer, load_tokenizer, prepare_corpus
+from hvdkit.data import Position, Tokenizer, has_tokenizer, load_tokenizer, prepare_corpus
 from hvdkit.data.tokenizer import save_tokenizer
 from hvdkit.errors import CheckpointError
 from hvdkit.models import LanguageModel, build_model, count_parameters, generate, load_model, load_weights, write_model
@@ -136,10 +136,10 @@ class Job:
         dtype = torch.float64 if self.config.precision == "float64" else torch.float32
         if source is not None and not self.resumed:
             model = load_model(source).to(dtype)
-        elif self.resumed and Path(self.config.model).is_dir():
+        elif self.resumed and (self.config.init_from or Path(self.config.model).is_dir()):
             model = load_model(self.resumed.model).to(dtype)
         else:
-            model = build_model(self.config.model, tokenizer.vocab_size, self.config.context).to(dtype)
+            model = build_model(self.config.model, tokenizer.vocab_size, self.config.context, tokenizer).to(dtype)
             if self.resumed:
                 load_weights(model, self.resumed.model)
         if model.vocab_size < tokenizer.vocab_size or model.context < self.config.context:
@@ -256,7 +256,7 @@ def _run_of(path: Path) -> Path:
 
 
 def _tokenizer_of(source: Path | None) -> Tokenizer | None:
-    return load_tokenizer(source) if source is not None and (source / "tokenizer.json").is_file() else None
+    return load_tokenizer(source) if source is not None and has_tokenizer(source) else None
 
 
 def make_optimizer(model: LanguageModel, config: TrainConfig) -> torch.optim.Optimizer:

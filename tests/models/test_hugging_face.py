@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from hvdkit.data import ByteTokenizer
 from hvdkit.errors import CheckpointError, ConfigError
 from hvdkit.models import LanguageModel, build_model, load_model, load_weights, save_model
 from hvdkit.runtime import launch_info
@@ -34,6 +35,7 @@ CASES = [
     Case("hf:distilbert,n_layers=2,dim=32,n_heads=2,hidden_dim=64", "masked", "DistilBertForMaskedLM"),
     Case("hf:opt,hidden_size=32,num_hidden_layers=2,num_attention_heads=2,ffn_dim=64,word_embed_proj_dim=32", "causal",
          "OPTForCausalLM"),
+    Case(f"hf:modernbert,{SMALL_BERT}", "masked", "ModernBertForMaskedLM"),
 ]  # fmt: skip
 TOKENS = torch.arange(2 * 24).view(2, 24) + 3
 
@@ -151,3 +153,23 @@ def test_options_count_over_vocabulary_and_context_of_the_run() -> None:
     assert model(torch.zeros(1, 64, dtype=torch.int64)).shape == (1, 64, 512)
     by_another_name = build_model("hf:gpt2,n_layer=1,n_embd=8,n_head=1,max_position_embeddings=64", 259, 24)
     assert by_another_name.context == 64
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.architecture)
+@torch.no_grad()
+def test_special_tokens_are_those_of_the_runs_tokenizer(tmp_path: Path, case: Case) -> None:
+    tokenizer = ByteTokenizer()
+    model = build_model(case.name, tokenizer.vocab_size, 24, tokenizer).eval()
+    assert (model.vocab_size, model.context) == (259, 24)
+    config = model.inner.config
+    assert config.pad_token_id == tokenizer.pad_id
+    assert config.eos_token_id in (tokenizer.eot_id, None)
+    save_model(tmp_path / "model", model)
+    theirs = auto(case.objective).from_pretrained(str(tmp_path / "model"), local_files_only=True).eval()
+    assert torch.equal(theirs(input_ids=TOKENS).logits, model(TOKENS))
+    if case.objective == "causal":
+        assert theirs.generation_config.eos_token_id == tokenizer.eot_id
+    without = build_model(case.name, 259, 24)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        number = getattr(without.inner.config, name, None)
+        assert number is None or number < 259
