@@ -1,10 +1,13 @@
 """What a run leaves behind and what a person sees of it."""
 
+import fcntl
 import json
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -58,6 +61,7 @@ def _tensorboard_losses(out: Path) -> list[float]:
 def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
     data = write_text(tmp_path / "text")
     controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     words = as_words(configure(data, tmp_path / "run", steps=6))
     process = subprocess.Popen([sys.executable, "-m", "hvdkit.train", *words], stdout=terminal, stderr=terminal,
                                stdin=subprocess.DEVNULL, env=clean_environ(), cwd=ROOT)  # fmt: skip
