@@ -10,11 +10,9 @@ from pathlib import Path
 
 from hvdkit.errors import BuildError
 from hvdkit.horovod_build.edits import EDITS
+from hvdkit.horovod_build.record import RECORD
 from hvdkit.horovod_build.source import SHA256
 from hvdkit.horovod_build.toolchain import Toolchain
-
-RECORD = "horovod/hvdkit_build.json"
-"""Where a built wheel says what it was built with."""
 
 _NEEDED_MB = 100
 

@@ -18,7 +18,7 @@ from hvdkit.horovod_build.progress import Progress
 from hvdkit.horovod_build.source import fetch_source, unpack
 from hvdkit.horovod_build.toolchain import PASSED_ON, Toolchain
 
-_NEEDED_MB = 500
+_NEEDED_MB = 600  # up to 410 were used
 _FULL_MB = 20
 _TICK_S = 0.5
 _PERCENT = re.compile(r"^\s*\[ *(\d+)%\]", re.MULTILINE)

@@ -48,13 +48,16 @@ def find_cuda(torch_cuda: str | None) -> Cuda:
 def _find_home(torch_cuda: str) -> str:
     nvcc = shutil.which("nvcc")
     beside_nvcc = str(Path(nvcc).resolve().parents[1]) if nvcc else None
-    for home in (os.environ.get("HOROVOD_CUDA_HOME"), os.environ.get("CUDA_HOME"), beside_nvcc, USUAL_HOME):
-        if home and (Path(home) / "bin" / "nvcc").exists():
+    homes = [os.environ.get("HOROVOD_CUDA_HOME"), os.environ.get("CUDA_HOME"), beside_nvcc, USUAL_HOME]
+    # An nvcc alone may be a script that calls one elsewhere; a toolkit has the headers too.
+    for home in homes:
+        if home and Path(home, "bin", "nvcc").exists() and Path(home, "include", "cuda_runtime.h").exists():
             return home
+    without = f" (the one in {beside_nvcc} has no headers beside it)" if beside_nvcc else ""
     raise BuildError(
-        f"the installed torch has CUDA {torch_cuda}, but no CUDA toolkit (nvcc) was found: install CUDA {torch_cuda} "
-        "or load its module and set CUDA_HOME; or install a CPU build of torch; or pass --gpu none to build Horovod "
-        "for CPUs only (GPU tensors will then not be reduced)"
+        f"the installed torch has CUDA {torch_cuda}, but no CUDA toolkit (nvcc and cuda_runtime.h) was found{without}: "
+        f"install CUDA {torch_cuda} or load its module and set CUDA_HOME; or install a CPU build of torch; or pass "
+        "--gpu none to build Horovod for CPUs only (GPU tensors will then not be reduced)"
     )
 
 

@@ -71,6 +71,13 @@ EDITS = (
         since="Python 3.12",
     ),
     Edit(
+        file="horovod/runner/mpi_run.py",
+        anchor="elif 'MPICH' in output:",
+        replacement="elif 'MPICH' in output or 'HYDRA' in output:",
+        why="MPICH's launcher calls itself Hydra, and horovodrun took it for no MPI at all",
+        since="MPICH 4.0",
+    ),
+    Edit(
         file="third_party/gloo/CMakeLists.txt",
         anchor="cmake_minimum_required(VERSION 2.8.12 FATAL_ERROR)",
         replacement="cmake_minimum_required(VERSION 3.5 FATAL_ERROR)",

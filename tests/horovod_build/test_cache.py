@@ -13,11 +13,14 @@ import pytest
 
 from hvdkit.errors import BuildError
 from hvdkit.horovod_build import cache as cache_module
-from hvdkit.horovod_build.cache import RECORD, cache_key, find_wheel, keep_wheel, open_cache
+from hvdkit.horovod_build.cache import cache_key, find_wheel, keep_wheel, open_cache
 from hvdkit.horovod_build.cuda import Cuda
 from hvdkit.horovod_build.edits import EDITS
 from hvdkit.horovod_build.mpi import Mpi
+from hvdkit.horovod_build.record import RECORD
 from hvdkit.horovod_build.toolchain import Toolchain, Torch
+
+pytestmark = pytest.mark.launch  # nothing here depends on the number of ranks
 
 TOOLCHAIN = Toolchain(
     python="CPython 3.11.7 cpython-311-x86_64-linux-gnu",

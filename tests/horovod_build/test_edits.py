@@ -10,6 +10,8 @@ from hvdkit.errors import BuildError
 from hvdkit.horovod_build.edits import EDITS, Edit, apply_edits
 from hvdkit.horovod_build.source import unpack
 
+pytestmark = pytest.mark.launch  # nothing here depends on the number of ranks
+
 FILES = sorted({edit.file for edit in EDITS})
 
 

@@ -73,15 +73,15 @@ def test_a_disk_that_is_full_before_or_during_the_build_is_named(
     with_earlier: Environment, tmp_path: Path, archive: Path
 ) -> None:
     cxx = compiler(tmp_path, "cat /dev/zero > filling; exit 1")
-    with small_disk(tmp_path / "small", 520) as disk:
+    with small_disk(tmp_path / "small", 620) as disk:
         said = failed(with_earlier, tmp_path, archive, CXX=cxx, TMPDIR=str(disk))
         assert f"the disk of {disk} ran full; free some space, or set TMPDIR to a folder on a larger disk" in said
         assert "The whole log: " in said
         assert list(disk.iterdir()) == []
         (disk / "taken").write_bytes(bytes(100 * 2**20))
         said = failed(with_earlier, tmp_path, archive, TMPDIR=str(disk))
-        assert re.search(rf"{disk} has \d+ MB free, the build needs 500; free some, or set TMPDIR", said), said
-        (disk / "taken").write_bytes(bytes(450 * 2**20))
+        assert re.search(rf"{disk} has \d+ MB free, the build needs 600; free some, or set TMPDIR", said), said
+        (disk / "taken").write_bytes(bytes(550 * 2**20))
         said = failed(with_earlier, tmp_path, archive, XDG_CACHE_HOME=str(disk))
         assert re.search(r"small/hvdkit has \d+ MB free and needs 100; free some, or set XDG_CACHE_HOME", said), said
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hvdkit.horovod_build.cache import RECORD
+from hvdkit.horovod_build.record import RECORD
 from tests.horovod_build.environments import Environment, build_environ, make_environment, mpi_folder, small_disk
 from tests.jobs import clean_environ, run_program, succeed
 

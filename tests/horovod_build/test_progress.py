@@ -4,7 +4,11 @@ import io
 import os
 import re
 
+import pytest
+
 from hvdkit.horovod_build.progress import Progress
+
+pytestmark = pytest.mark.launch  # nothing here depends on the number of ranks
 
 
 def test_whole_lines_in_a_pipe() -> None:

@@ -7,6 +7,8 @@ import pytest
 from hvdkit.errors import BuildError
 from hvdkit.horovod_build.source import ARCHIVE, SHA256, fetch_source
 
+pytestmark = pytest.mark.launch  # nothing here depends on the number of ranks
+
 # An index that nobody answers: port 9 of this machine. pip's own configuration could name others.
 NO_NETWORK = {
     "PIP_CONFIG_FILE": "/dev/null",

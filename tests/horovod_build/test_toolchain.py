@@ -99,6 +99,14 @@ def stand_in_torch(folder: Path, version: str, cuda: str | None = None, hip: str
     return str(folder)
 
 
+def stand_in_toolkit(home: Path, version: str) -> None:
+    """Stands in for a CUDA toolkit of another version than one may have here."""
+    for folder in ("bin", "include", "lib"):
+        (home / folder).mkdir(parents=True)
+    script(home / "bin" / "nvcc", f"echo 'Cuda compilation tools, release {version}, V{version}.20'")
+    (home / "include" / "cuda_runtime.h").touch()
+
+
 def test_a_torch_that_does_not_fit_is_refused(bare: Environment, tmp_path: Path) -> None:
     old = stand_in_torch(tmp_path / "old", "2.0.1+cpu")
     said = refused(bare, tmp_path, "--mpi", mpi_folder(), PYTHONPATH=old)
@@ -110,8 +118,7 @@ def test_a_torch_that_does_not_fit_is_refused(bare: Environment, tmp_path: Path)
 
 def test_a_torch_with_cuda_never_becomes_a_cpu_build_silently(bare: Environment, tmp_path: Path) -> None:
     with_cuda = stand_in_torch(tmp_path / "with_cuda", "2.9.0+cu126", cuda="12.6")
-    (tmp_path / "bin").mkdir()
-    script(tmp_path / "bin" / "nvcc", "echo 'Cuda compilation tools, release 11.8, V11.8.89'")
+    stand_in_toolkit(tmp_path, "11.8")
     said = refused(bare, tmp_path, "--mpi", mpi_folder(), PYTHONPATH=with_cuda, CUDA_HOME=str(tmp_path))
     assert f"has CUDA 12.6, but the CUDA toolkit in {tmp_path} is 11.8; set CUDA_HOME to a toolkit 12.x" in said
     assert "pass --gpu none" in said
@@ -125,15 +132,16 @@ def test_no_cuda_toolkit_is_an_error_with_its_remedies(tmp_path: Path, monkeypat
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", tools_path(tmp_path / "bin"))
     monkeypatch.setattr(cuda, "USUAL_HOME", str(tmp_path / "nowhere"))
-    with pytest.raises(BuildError, match=r"CUDA 12.6, but no CUDA toolkit \(nvcc\) was found: install CUDA 12.6"):
+    with pytest.raises(BuildError, match=r"CUDA 12.6, but no CUDA toolkit \(nvcc .* was found: install CUDA 12.6"):
+        cuda.find_cuda("12.6")
+    script(tmp_path / "bin" / "nvcc", "echo 'Cuda compilation tools, release 12.6, V12.6.20'")
+    with pytest.raises(BuildError, match=rf"was found \(the one in {tmp_path} has no headers beside it\)"):
         cuda.find_cuda("12.6")
 
 
 def test_the_nccl_that_was_named_is_taken_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "cuda"
-    for folder in ("bin", "include", "lib"):
-        (home / folder).mkdir(parents=True)
-    script(home / "bin" / "nvcc", "echo 'Cuda compilation tools, release 12.6, V12.6.20'")
+    stand_in_toolkit(home, "12.6")
     monkeypatch.setenv("CUDA_HOME", str(home))
     monkeypatch.setenv("HOROVOD_NCCL_INCLUDE", str(home / "include"))
     monkeypatch.setenv("HOROVOD_NCCL_LIB", str(home / "lib"))
