@@ -88,8 +88,7 @@ def header(path: Path) -> str:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_file_begins_with_its_use(path: Path) -> None:
     assert f"mpi_configs/{path.name}" in header(path), "the command is missing"
-    table = (CONFIGS / "README.md").read_text()
-    assert path.name in table or "one_machine_*_ranks.hosts" in table
+    assert re.sub(r"_\d_", "_*_", path.name) in (CONFIGS / "README.md").read_text()
 
 
 @pytest.mark.parametrize("path", [*CONFIGS.glob("*.conf"), *CONFIGS.glob("*.env")], ids=lambda path: path.name)

@@ -99,10 +99,15 @@ class Host:
     def processes(self, name: str = "") -> list[psutil.Process]:
         """Its living processes: all but sshd's own, or those called `name`."""
         found = []
-        for process in psutil.Process(self.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, OSError):  # ended meanwhile, or not ours to look at
                 called = process.name()
-                if process.status() != psutil.STATUS_ZOMBIE and (called == name if name else called != "sshd"):
+                is_here = _process_namespace(process.pid) == _process_namespace(self.pid)
+                if (
+                    is_here
+                    and process.status() != psutil.STATUS_ZOMBIE
+                    and (called == name if name else called != "sshd")
+                ):
                     found.append(process)
         return found
 
@@ -144,6 +149,10 @@ def cluster(folder: Path, names: Sequence[str]) -> Iterator[list[Host]]:
         for process in started:
             process.communicate()
         psutil.wait_procs(firsts, timeout=10)  # the kernel takes a second or two
+
+
+def _process_namespace(pid: int) -> str:
+    return str(Path(f"/proc/{pid}/ns/pid").readlink())
 
 
 def _address(number: int) -> str:

@@ -10,6 +10,7 @@ from tests.cluster.hosts import Host
 from tests.jobs import run_program, succeed
 
 _DAEMONS = {name: f"/usr/sbin/{name}" for name in ("munged", "slurmctld", "slurmd")}
+_PMIX = Path("/usr/lib/x86_64-linux-gnu/pmix2/lib/libpmix.so")  # where Debian's srun --mpi=pmix looks for it
 
 # {disk} lies on each node's own disk. Every node has as many cores as its ranks need, whatever this machine has.
 _CONFIG = """ClusterName=test
@@ -44,7 +45,8 @@ def why_no_slurm() -> str:
     """Why this machine cannot have a Slurm; empty if it can."""
     missing = [name for name, path in _DAEMONS.items() if not Path(path).exists()]
     missing += [name for name in ("sbatch", "srun") if shutil.which(name) is None]
-    remedy = "apt-get install -y slurmctld slurmd slurm-client munge libpmix2"
+    missing += [] if _PMIX.exists() else ["libpmix"]
+    remedy = "apt-get install -y slurmctld slurmd slurm-client munge libpmix-dev"
     return f"{', '.join(missing)} missing: {remedy}" if missing else ""
 
 
