@@ -38,6 +38,11 @@ def build_command(wanted: Wanted, site: Site) -> tuple[str, ...]:
             f"-np {wanted.ranks} is more than the {slots} slots of {host_list(wanted.hosts)}; give the hosts more "
             f"slots, such as {wanted.hosts[0].name}:{wanted.ranks}, name more hosts, or start fewer ranks"
         )
+    if _fills_allocation(wanted, site) and 0 < site.allocated_tasks < wanted.ranks:
+        raise LaunchError(
+            f"-np {wanted.ranks} is more than the {site.allocated_tasks} tasks of this Slurm allocation; ask for more "
+            f"(`salloc --ntasks={wanted.ranks}`), or start fewer ranks"
+        )
     launcher = _choose(wanted, site)
     if launcher == "horovodrun":
         return (*_horovodrun(wanted, site), *wanted.command)

@@ -86,6 +86,9 @@ def test_line(wanted: Wanted, site: Site, line: str) -> None:
     ("wanted", "site", "said"),
     [
         pytest.param(replace(THERE, ranks=5), SITE, "-np 5 is more than the 4 slots of node1:2,node2:2", id="slots"),
+        pytest.param(
+            HERE, replace(SITE, allocated_nodes=2, allocated_tasks=3), "more than the 3 tasks of this Slurm", id="tasks"
+        ),
         pytest.param(replace(HERE, ranks=0), SITE, "at least 1 rank", id="no ranks"),
         pytest.param(HERE, replace(SITE, mpi=None), "no mpirun; install an MPI", id="no MPI"),
         pytest.param(replace(HERE, launcher="mpirun"), replace(SITE, mpi=None), "no mpirun", id="mpirun without MPI"),
