@@ -68,7 +68,7 @@ class Job:
         self.samples = self.corpus.samples("train", self.model.objective, config.context, config.seed)
         self.held_out = self.corpus.samples("validation", self.model.objective, config.context, config.seed)
         continues = config.resume is not None and config.out is None
-        self.folder = _run_of(Path(str(config.resume))) if continues else make_run_folder(world, config.out)
+        self.folder = _together(world, self._folder_to_go_on_in) if continues else make_run_folder(world, config.out)
         self.aggregation = aggregate(make_optimizer(self.model, config), self.model, config)
         position = Position(*self._saved("position", (0, 0)))
         self.loop = Loop(world, config, self.model, self.aggregation, self.samples, self._saved("step", 0), position)
@@ -161,6 +161,18 @@ class Job:
                 f"saved by {saved} ranks, continued by {self.world.size}: every sample once, dropout drawn anew"
             )
 
+    def _folder_to_go_on_in(self) -> Path:
+        """The run that the checkpoint is the newest of: it must not meet its own later checkpoints on the way."""
+        assert self.resumed is not None
+        checkpoint: Path = self.resumed.folder.absolute()
+        run = checkpoint.parent.parent
+        newest = find_checkpoint(run)
+        if newest != checkpoint:
+            raise CheckpointError(
+                f"{run} went on to {newest.name} after {checkpoint.name}: resume that, or name a new folder with --out"
+            )
+        return run
+
     def _write_model(self, folder: Path) -> None:
         write_model(folder, self.model)
         save_tokenizer(folder, self.corpus.tokenizer)
@@ -248,11 +260,6 @@ def _together(world: World, work: Callable[[], Any]) -> Any:
 
 def _load(path: str | None) -> Checkpoint:
     return load_checkpoint(find_checkpoint(Path(str(path))))
-
-
-def _run_of(path: Path) -> Path:
-    """The run folder of a run folder or of a checkpoint in one."""
-    return path.parent.parent if (path / "manifest.json").is_file() else path
 
 
 def _tokenizer_of(source: Path | None) -> Tokenizer | None:

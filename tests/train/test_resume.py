@@ -45,6 +45,10 @@ def test_a_run_folder_goes_on_in_place(world: World, shared_path: Path) -> None:
     config = configure(data, folder, steps=10, checkpoint_every=5, keep=0)
     run(world, config)
     wanted = losses(folder) if world.is_root else {}
+    with pytest.raises(
+        CheckpointError, match="went on to step-00000010 after step-00000005: resume that, or name a new"
+    ):
+        Job(world, read_configuration(["--resume", str(folder / "checkpoints" / "step-00000005")]))
     if world.is_root:
         shutil.rmtree(folder / "checkpoints" / "step-00000010")
         lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -91,7 +95,8 @@ def test_a_damaged_checkpoint_is_refused(world: World, shared_path: Path) -> Non
 def test_init_from_takes_weights_and_tokenizer(world: World, shared_path: Path) -> None:
     data = write_text_together(world, shared_path / "text")
     first = run(world, configure(data, shared_path / "first", steps=4))
-    config = configure(data, shared_path / "second", init_from=str(shared_path / "first"), steps=1)
+    # --model does not count then, neither now nor when the run is resumed.
+    config = configure(data, shared_path / "second", model="gpt-mini", init_from=str(shared_path / "first"), steps=1)
     second = Job(world, config)
     assert second.loop.step == 0
     for mine, theirs in zip(second.model.parameters(), first.model.parameters(), strict=True):
@@ -99,3 +104,8 @@ def test_init_from_takes_weights_and_tokenizer(world: World, shared_path: Path) 
     saved = load_model(load_checkpoint(next((shared_path / "first" / "checkpoints").iterdir())).model)
     for mine, theirs in zip(saved.parameters(), first.model.parameters(), strict=True):
         assert torch.equal(mine.double(), theirs)
+    second.run()
+    resumed = Job(world, read_configuration(["--resume", str(shared_path / "second"), "--steps", "2"]))
+    assert resumed.model.name == "gpt-toy" and resumed.loop.step == 1
+    for mine, theirs in zip(resumed.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
