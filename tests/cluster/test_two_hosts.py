@@ -41,7 +41,7 @@ LAUNCH = {
 }  # fmt: skip
 
 
-def run_on(host: Host, *words: str | Path, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
+def run_on(host: Host, *words: str | Path, timeout_s: float = 140) -> subprocess.CompletedProcess[str]:
     return run_program(host.enter(*words), timeout_s=timeout_s)
 
 
