@@ -2,8 +2,8 @@
 
 A host is one process tree in its own network, mount, host name, IPC and process namespaces. What Open MPI takes for the
 mark of a machine is its own: host name, /dev/shm, System V IPC, and the interface eth0, whose name is the same on all.
-`Cluster.disk` is the same path on every host with other contents behind it, like the local disk of real nodes (HOME
-and TMPDIR are in it); all other files are shared, like a network file system.
+`disk` in the cluster's folder is the same path on every host with other contents behind it, like the local disk of real
+nodes (HOME and TMPDIR are in it); all other files are shared, like a network file system.
 
 Nothing has a name outside: the namespaces belong to processes only, the bridge to a namespace. When the cluster is
 left, and also when this process is killed, the kernel kills every process of every host, and with them go mounts,
@@ -58,6 +58,7 @@ _SSH_CONFIG = """Host *
     Port {port}
     IdentityFile {folder}/key
     StrictHostKeyChecking no
+    ConnectionAttempts 10
     UserKnownHostsFile /dev/null
     LogLevel ERROR
 """
@@ -85,7 +86,7 @@ class Host:
 
     @property
     def disk(self) -> Path:
-        """Where this machine sees what the host has under `Cluster.disk`."""
+        """Where this machine sees what the host has under `disk`."""
         return self.folder / "disks" / self.name
 
     def enter(self, *words: str | Path) -> list[str]:
@@ -100,14 +101,10 @@ class Host:
         """Its living processes: all but sshd's own, or those called `name`."""
         found = []
         for process in psutil.process_iter():
-            with suppress(psutil.NoSuchProcess, OSError):  # ended meanwhile, or not ours to look at
-                called = process.name()
-                is_here = _process_namespace(process.pid) == _process_namespace(self.pid)
-                if (
-                    is_here
-                    and process.status() != psutil.STATUS_ZOMBIE
-                    and (called == name if name else called != "sshd")
-                ):
+            with suppress(psutil.Error, OSError):  # ended meanwhile, or not ours to look at
+                here = _process_namespace(process.pid) == _process_namespace(self.pid)
+                wanted = process.name() == name if name else process.name() != "sshd"
+                if here and wanted and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
