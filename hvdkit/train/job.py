@@ -275,8 +275,8 @@ def make_optimizer(model: LanguageModel, config: TrainConfig) -> torch.optim.Opt
     ]
     groups = [group for group in groups if group["params"]]
     options: dict[str, Any] = {"lr": config.lr, "betas": (0.9, config.beta2)}
-    try:
-        return torch.optim.AdamW(groups, **options, fused=True)
+    try:  # with copies, since a constructor that raises has written its options into them
+        return torch.optim.AdamW([dict(group) for group in groups], **options, fused=True)
     except RuntimeError:  # CPUs before torch 2.4
         return torch.optim.AdamW(groups, **options)
 
