@@ -135,10 +135,10 @@ class Distributed:
         """As in Horovod."""
         return self._reducer.passes
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
         """As the wrapped optimizer's; the next backward begins a new step."""
         self._reducer.restart()
-        super().zero_grad(set_to_none=set_to_none)  # type: ignore[misc]
+        super().zero_grad(*args, **kwargs)  # type: ignore[misc]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As the wrapped optimizer's; the new parameters are aggregated too."""

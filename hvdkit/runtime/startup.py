@@ -2,6 +2,7 @@
 
 import atexit
 import socket
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,7 @@ class _Process:
     def __init__(self) -> None:
         self.world: World | None = None
         self.generation = 0
+        self.unnamed: Counter[int] = Counter()
         self.hooks: FailureHooks | None = None
         self.at_exit_installed = False
 
@@ -75,6 +77,7 @@ def init(comm: Any = None, process_sets: Any = None) -> World:
         atexit.register(_finish)
         _process.at_exit_installed = True
     _process.generation += 1
+    _process.unnamed.clear()
     _process.world = _make_world(engine, mpi, own)
     if _process.world.size > 1:
         _process.watch_for_failure(_process.world.rank, _process.world.size)
@@ -96,7 +99,18 @@ def renew_world() -> None:
     """Have all that the ranks agreed on in this world count as stale, since some of them did not take part."""
     if _process.world is not None:
         _process.generation += 1
+        _process.unnamed.clear()
         _process.world = replace(_process.world, generation=_process.generation)
+
+
+def name_of_unnamed(process_set_id: int) -> str:
+    """The name of the next operation over this process set that the user gave none.
+
+    Horovod's own is the number of the handle, and ranks that made different numbers of calls, over process sets or
+    before `join()`, would wait for each other's names for ever.
+    """
+    _process.unnamed[process_set_id] += 1
+    return f"unnamed.{_process.unnamed[process_set_id]}"
 
 
 def is_initialized() -> bool:

@@ -88,6 +88,22 @@ def test_high_precision_state_of_half_precision_weights(world: World) -> None:
     assert torch.equal(torch.as_tensor(optimizer.param_groups[0]["lr"]), torch.tensor(0.1))
 
 
+def test_what_only_the_root_or_only_others_have(world: World) -> None:
+    """State that belongs to no parameter, and options that only some ranks' groups carry."""
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    if world.rank == 0:
+        optimizer.state["counters"] = {"seen": torch.tensor([3.0]), "epoch": 2}  # type: ignore[index]
+        optimizer.param_groups[0]["initial_lr"] = 0.5
+    else:
+        optimizer.state["other"] = 1  # type: ignore[index]
+        optimizer.param_groups[0]["leftover"] = 1
+    hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+    assert equal(dict(optimizer.state), {"counters": {"seen": torch.tensor([3.0]), "epoch": 2}})
+    group = optimizer.param_groups[0]
+    assert group["initial_lr"] == 0.5 and "leftover" not in group and group["params"] == [weight]
+
+
 def test_different_groups_are_an_error_on_all(world: World) -> None:
     if world.size == 1:
         pytest.skip("one rank cannot disagree with itself")

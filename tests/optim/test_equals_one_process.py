@@ -13,10 +13,11 @@ from tests.optim.problems import assert_same, assert_same_gradients, batches, mi
 OPTIMIZERS: list[tuple[type[torch.optim.Optimizer], dict[str, Any]]] = [
     (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
     (torch.optim.AdamW, {"lr": 0.01}),
-    (torch.optim.AdamW, {"lr": 0.01, "fused": True}),
     (torch.optim.Adagrad, {"lr": 0.05}),
     (torch.optim.RMSprop, {"lr": 0.01}),
 ]
+if tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 4):  # before, not for CPUs
+    OPTIMIZERS.append((torch.optim.AdamW, {"lr": 0.01, "fused": True}))
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIMIZERS)
@@ -147,6 +148,57 @@ def test_accumulation_passes(world: World) -> None:
                 assert parameter.grad is not None
                 parameter -= 0.1 * parameter.grad
     assert_same(model, reference)
+
+
+@pytest.mark.parametrize("backwards", [1, 3, 5])
+def test_other_numbers_of_passes_than_agreed(world: World, backwards: int) -> None:
+    """With 2 passes per step: fewer are aggregated by step(), as in Horovod; more, at which Horovod stops, add up."""
+    model = mlp()
+    reference = twin(model)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), backward_passes_per_step=1)
+    optimizer.set_backward_passes_per_step(2)
+    assert optimizer.backward_passes_per_step == 2
+    plain = torch.optim.SGD(reference.parameters(), lr=0.1)
+    for _ in range(2):
+        for batch in batches(world, steps=backwards):
+            square_loss(model, mine(world, batch)).backward()
+            square_loss(reference, batch).backward()
+        optimizer.step()
+        plain.step()
+        optimizer.zero_grad()
+        plain.zero_grad()
+    assert_same(model, reference)
+
+
+def test_buckets_leave_while_backward_runs(world: World) -> None:
+    """In the order in which gradients become ready on rank 0, on all ranks, the first before the last is computed."""
+    sent: list[int] = []
+
+    class Watching(hvd.compression.Compressor):
+        is_elementwise = True
+
+        @staticmethod
+        def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:
+            sent.append(tensor.numel())
+            return tensor, None
+
+        @staticmethod
+        def decompress(tensor: torch.Tensor, ctx: Any) -> torch.Tensor:
+            return tensor
+
+    model = mlp()
+    hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), compression=Watching, bucket_bytes=0)
+    sent_before_last: list[int] = []
+    model[0].weight.register_hook(lambda _: sent_before_last.append(len(sent)))
+    for batch in batches(world, steps=2):
+        sent.clear()
+        model.zero_grad()
+        square_loss(model, mine(world, batch)).backward()
+    ready = [3, 24, 8, 128, 16, 96]  # numbers of elements, from the last layer's to the first's
+    if world.size > 1:
+        assert sent_before_last == [0, 4] or sent_before_last == [0, 5]
+        assert sorted(sent) == sorted(ready) and {*sent[:2]} == {3, 24} and {*sent[4:]} == {16, 96}
+        assert hvd.allgather_object(sent) == [sent] * world.size
 
 
 def test_no_sync_accumulates_locally(world: World) -> None:

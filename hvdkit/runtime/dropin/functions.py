@@ -76,7 +76,9 @@ def broadcast_optimizer_state(optimizer: Any, root_rank: int, model: Any = None)
     rank = horovod().rank()
     if rank == root_rank:
         options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        state = {index_of[id(parameter)]: value for parameter, value in optimizer.state.items()}
+        # Most state belongs to a parameter; some optimizers keep more under names of their own.
+        state = [(index_of.get(id(key)), key, value) for key, value in optimizer.state.items()]
+        state = [(index, None if isinstance(key, torch.Tensor) else key, value) for index, key, value in state]
         counts = [len(group["params"]) for group in optimizer.param_groups]
         packed = _pack((counts, options, state), tensors)
     packed = broadcast_object(packed, root_rank=root_rank, name="hvdkit.optimizer_state")
@@ -94,10 +96,12 @@ def broadcast_optimizer_state(optimizer: Any, root_rank: int, model: Any = None)
     if rank == root_rank:
         return
     for group, option in zip(optimizer.param_groups, _unpack(options, tensors), strict=True):
-        group.update(option)
+        members = group["params"]
+        group.clear()
+        group.update(option, params=members)
     optimizer.state.clear()
-    for index, value in _unpack(state, tensors).items():
-        optimizer.state[parameters[index]] = value
+    for index, key, value in _unpack(state, tensors):
+        optimizer.state[key if index is None else parameters[index]] = value
 
 
 def _pack(item: Any, tensors: list[torch.Tensor]) -> Any:

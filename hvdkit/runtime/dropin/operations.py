@@ -12,6 +12,7 @@ import torch
 
 from hvdkit.runtime.dropin import bfloat16 as bf16
 from hvdkit.runtime.engine import horovod
+from hvdkit.runtime.startup import name_of_unnamed
 
 _ops = horovod("horovod.torch.mpi_ops")
 
@@ -28,6 +29,21 @@ class _ContiguousGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         return gradients[0].contiguous()
+
+
+def _named(plain: Operation) -> Operation:
+    """`plain`, which gets a name where the user gives none."""
+    signature = inspect.signature(plain)
+
+    @functools.wraps(plain)
+    def operation(*args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(*args, **kwargs)
+        if call.arguments.get("name") is None:
+            process_set = call.arguments.get("process_set", _ops.global_process_set)
+            call.arguments["name"] = name_of_unnamed(process_set.process_set_id)
+        return plain(*call.args, **call.kwargs)
+
+    return operation
 
 
 def _differentiable(plain: Operation) -> Operation:
@@ -193,32 +209,33 @@ def sparse_allreduce_async(tensor: Any, *args: Any, **kwargs: Any) -> Any:
     return lambda: pending().to(torch.bfloat16)
 
 
-allreduce = _reduction(_differentiable(_ops.allreduce))
-allreduce_async = _reduction_async(_ops.allreduce_async)
-allreduce_async_ = _reduction_in_place_async(_ops.allreduce_async_)
-grouped_allreduce = _grouped(_differentiable(_ops.grouped_allreduce))
-grouped_allreduce_async = _grouped_async(_ops.grouped_allreduce_async)
-grouped_allreduce_async_ = _grouped_async(_ops.grouped_allreduce_async_, put=bf16.store)
-reducescatter = _reduction(_differentiable(_ops.reducescatter))
-reducescatter_async = _reduction_async(_ops.reducescatter_async)
-grouped_reducescatter = _grouped(_differentiable(_ops.grouped_reducescatter))
-grouped_reducescatter_async = _grouped_async(_ops.grouped_reducescatter_async)
-allgather = _movement(_differentiable(_ops.allgather))
-allgather_async = _movement_async(_ops.allgather_async)
-grouped_allgather = _grouped_movement(_differentiable(_ops.grouped_allgather))
-grouped_allgather_async = _grouped_movement_async(_ops.grouped_allgather_async)
-broadcast = _movement(_differentiable(_ops.broadcast))
-broadcast_async = _movement_async(_ops.broadcast_async)
-alltoall = _movement(_differentiable(_ops.alltoall))
-alltoall_async = _movement_async(_ops.alltoall_async)
+allreduce = _reduction(_differentiable(_named(_ops.allreduce)))
+allreduce_async = _reduction_async(_named(_ops.allreduce_async))
+allreduce_async_ = _reduction_in_place_async(_named(_ops.allreduce_async_))
+grouped_allreduce = _grouped(_differentiable(_named(_ops.grouped_allreduce)))
+grouped_allreduce_async = _grouped_async(_named(_ops.grouped_allreduce_async))
+grouped_allreduce_async_ = _grouped_async(_named(_ops.grouped_allreduce_async_), put=bf16.store)
+reducescatter = _reduction(_differentiable(_named(_ops.reducescatter)))
+reducescatter_async = _reduction_async(_named(_ops.reducescatter_async))
+grouped_reducescatter = _grouped(_differentiable(_named(_ops.grouped_reducescatter)))
+grouped_reducescatter_async = _grouped_async(_named(_ops.grouped_reducescatter_async))
+allgather = _movement(_differentiable(_named(_ops.allgather)))
+allgather_async = _movement_async(_named(_ops.allgather_async))
+grouped_allgather = _grouped_movement(_differentiable(_named(_ops.grouped_allgather)))
+grouped_allgather_async = _grouped_movement_async(_named(_ops.grouped_allgather_async))
+broadcast = _movement(_differentiable(_named(_ops.broadcast)))
+broadcast_async = _movement_async(_named(_ops.broadcast_async))
+alltoall = _movement(_differentiable(_named(_ops.alltoall)))
+alltoall_async = _movement_async(_named(_ops.alltoall_async))
+_broadcast_async_ = _named(_ops.broadcast_async_)
 
 
 @functools.wraps(_ops.broadcast_async_)
 def broadcast_async_(tensor: Any, *args: Any, **kwargs: Any) -> Any:
     """Broadcast into `tensor`, asynchronously."""
     if not bf16.is_bfloat16(tensor):
-        return _ops.broadcast_async_(tensor, *args, **kwargs)
-    return bf16.finish_later(_ops.broadcast_async_(bf16.as_bits(tensor), *args, **kwargs), lambda _: tensor)
+        return _broadcast_async_(tensor, *args, **kwargs)
+    return bf16.finish_later(_broadcast_async_(bf16.as_bits(tensor), *args, **kwargs), lambda _: tensor)
 
 
 @functools.wraps(_ops.broadcast_)
