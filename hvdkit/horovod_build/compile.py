@@ -22,8 +22,10 @@ _NEEDED_MB = 600  # up to 410 were used
 _FULL_MB = 20
 _TICK_S = 0.5
 _PERCENT = re.compile(r"^\s*\[ *(\d+)%\]", re.MULTILINE)
-_FIRST_ERROR = re.compile(
-    r"^.*(?:\b(?:fatal )?error: |CMake Error|ModuleNotFoundError|Error: |undefined reference).*$", re.M
+_ERRORS = (
+    re.compile(r"^.*(?:\S: (?:fatal )?error: |undefined reference|ModuleNotFoundError).*$", re.MULTILINE),
+    re.compile(r"^ *CMake Error(?:.*\n){4}", re.MULTILINE),  # where, and what follows it
+    re.compile(r"^.*(?:Error|ERROR): .*$", re.MULTILINE),
 )
 _DISK_FULL = ("No space left on device", "Disk quota exceeded")
 _KEPT_LOGS = 10
@@ -132,9 +134,8 @@ def explain_failure(log: Path) -> str:
         )
     if re.search(r"Killed signal terminated program|internal compiler error: Killed|\bKilled\b", text):
         return "the compiler was killed, probably for want of memory; run this again with MAKEFLAGS=-j1"
-    found = _FIRST_ERROR.search(text)
-    first = found[0].strip() if found else "it ended without an error line"
-    return f"Horovod did not compile: {first}"
+    found = next((match[0] for match in (errors.search(text) for errors in _ERRORS) if match), None)
+    return f"Horovod did not compile: {' '.join(found.split()) if found else 'it ended without an error line'}"
 
 
 def _new_log(folder: Path) -> Path:

