@@ -1,12 +1,13 @@
 """The same behaviour under every launcher: a whole script, from before init() to after its end."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.jobs import run_ranks, succeed
+from tests.jobs import run_program, run_ranks, succeed
 
 TOUR = Path(__file__).with_name("tour.py")
 NOT_INITIALIZED = "Horovod has not been initialized; use hvd.init()."
@@ -49,3 +50,19 @@ def test_tour(launcher: str, ranks: int, mpi4py: str, tmp_path: Path) -> None:
             assert seen["split"] == ([1, 1] if rank == 1 else [2, 2])
             if rank == 1:
                 assert seen["left out"].startswith("ValueError: init: comm=[0, 2] leaves out this process, rank 1")
+
+
+def test_run_starts_ranks_from_a_program() -> None:
+    """`hvd.run`, Horovod's launcher as a function."""
+    code = """
+import hvdkit as hvd
+
+def work(first, second):
+    import torch
+    hvd.init()
+    return hvd.rank(), hvd.allreduce(torch.tensor([first, second]), op=hvd.Sum).tolist()
+
+print(hvd.run(work, args=(1,), kwargs={"second": 2}, np=2, use_gloo=True))
+"""
+    result = succeed(run_program([sys.executable, "-c", code]))
+    assert result.stdout.strip().splitlines()[-1] == "[(0, [2, 4]), (1, [2, 4])]"
