@@ -74,15 +74,25 @@ def _torch_save(pair: Any) -> Any:
 @pytest.mark.parametrize("duplicate", [_deep_copy, _pickle, _torch_save])
 def test_copies_go_on_training_together(world: World, duplicate: Callable[[Any], Any]) -> None:
     model = mlp()
-    optimizer = hvd.DistributedOptimizer(torch.optim.AdamW(model.parameters(), lr=0.01), model.named_parameters())
+    groups = [[model[0].weight, model[4].bias]]
+    optimizer = hvd.DistributedOptimizer(
+        torch.optim.AdamW(model.parameters(), lr=0.01),
+        model.named_parameters(),
+        groups=groups,
+        compression=hvd.Compression.fp16,
+    )
+    optimizer.set_backward_passes_per_step(2)
     first, second = batches(world, steps=2)
-    square_loss(model, mine(world, first)).backward()
+    for _ in range(2):
+        square_loss(model, mine(world, first)).backward()
     optimizer.step()
     other, other_optimizer = duplicate((model, optimizer))
     assert isinstance(other_optimizer, torch.optim.AdamW)
+    assert other_optimizer.backward_passes_per_step == 2
     for layers, stepper in ((model, optimizer), (other, other_optimizer)):
         stepper.zero_grad()
-        square_loss(layers, mine(world, second)).backward()
+        for _ in range(2):
+            square_loss(layers, mine(world, second)).backward()
         stepper.step()
     assert_same(model, other, tolerance=0)
     assert not torch.equal(model[0].weight, mlp()[0].weight)
@@ -191,6 +201,34 @@ def test_clipping_needs_no_synchronize_and_old_habits_are_harmless(world: World)
         else:
             optimizer.step()
         plain.step()
+    assert_same(model, reference)
+
+
+@pytest.mark.parametrize("returns", ["tensor", "float", "nothing"])
+def test_closures(world: World, returns: str) -> None:
+    """`step(closure)` steps on averaged gradients and returns the averaged loss, whatever kind of loss it is."""
+    model = mlp()
+    reference = twin(model)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9))
+    plain = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
+    for batch in batches(world, steps=3):
+
+        def closure(rows: torch.Tensor = batch) -> Any:
+            optimizer.zero_grad()
+            loss = square_loss(model, mine(world, rows))
+            loss.backward()
+            return {"tensor": loss, "float": loss.item(), "nothing": None}[returns]
+
+        got = optimizer.step(closure)
+        plain.zero_grad()
+        wanted = square_loss(reference, batch)
+        wanted.backward()
+        plain.step()
+        if returns == "nothing":
+            assert got is None
+        else:
+            assert isinstance(got, torch.Tensor if returns == "tensor" else float)
+            torch.testing.assert_close(float(got), wanted.item(), rtol=1e-12, atol=0)
     assert_same(model, reference)
 
 
