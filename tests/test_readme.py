@@ -18,7 +18,7 @@ import pytest
 from tests.cluster.conftest import hosts as hosts
 from tests.jobs import ROOT, run_program
 
-pytestmark = pytest.mark.launch
+pytestmark = [pytest.mark.launch, pytest.mark.timeout(900)]
 
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MACHINES_OWN = "make train"
@@ -103,7 +103,7 @@ def test_command(command: Command, copy: Path, request: pytest.FixtureRequest) -
         "OMPI_MCA_rmaps_base_oversubscribe": "1",
         **ENVIRONMENT.get(command.words, {}),
     }
-    result = run_program(words, env=environment, cwd=copy, timeout_s=500)
+    result = run_program(words, env=environment, cwd=copy, timeout_s=800)
     said = f"--- stdout\n{result.stdout}\n--- stderr\n{result.stderr}"
     assert result.returncode == 0, said
     if command.output:
