@@ -6,7 +6,7 @@ one is not tokenised again. The price is that each start reads the text once to 
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +22,7 @@ from hvdkit.data.token_files import map_tokens, read_info, store, write_info, wr
 from hvdkit.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer, save_tokenizer
 from hvdkit.errors import DataError
 from hvdkit.horovod_build.cache import cache_folder
-from hvdkit.runtime import World, gather_objects, raise_together, share_object
+from hvdkit.runtime import World, gather_objects, share_object, together
 
 _FORMAT = "2"
 """Part of every cache key: raise it when the meaning of the files changes."""
@@ -72,15 +72,15 @@ def prepare_corpus(
     reads = world.local_rank == 0 or world.is_root
     cache = Path(config.cache_dir).expanduser() if config.cache_dir else cache_folder()
 
-    text = _together(world, lambda: _survey(config, say) if reads else None)
+    text = together(world, lambda: _survey(config, say) if reads else None)
     _check_same_text(world, text)
-    mine = _together(world, lambda: _decide(config, cache, text, tokenizer, say) if world.is_root and text else None)
+    mine = together(world, lambda: _decide(config, cache, text, tokenizer, say) if world.is_root and text else None)
     decided = share_object(world, mine)
     if decided is None:
         raise AssertionError("rank 0 reads the text and decides")
     folder = cache / "tokens" / decided.key
-    _together(world, lambda: _tokenise(folder, text, decided.tokenizer, say) if text is not None else None)
-    corpus = _together(world, lambda: _map(folder, decided))
+    together(world, lambda: _tokenise(folder, text, decided.tokenizer, say) if text is not None else None)
+    corpus = together(world, lambda: _map(folder, decided))
     if context is not None:
         corpus.check_context(context)
     return corpus
@@ -175,17 +175,6 @@ def _cache_error(folder: Path, error: OSError) -> DataError:
     return DataError(
         f"the token cache {folder.parent} cannot be written ({error.strerror}); set XDG_CACHE_HOME to one that can be"
     )
-
-
-def _together(world: World, work: Callable[[], T]) -> T:
-    """`work()` on every rank; an error on any of them is raised on all. Collective."""
-    error: Exception | None = None
-    try:
-        result = work()
-    except Exception as caught:
-        error = caught
-    raise_together(world, error)
-    return result
 
 
 def _hash(*words: str) -> str:

@@ -40,6 +40,8 @@ def get_wheel(
     rebuild: bool = False,
 ) -> Path:
     """The wheel for `toolchain`: from the cache, or built now. Raises BuildError; only the log is then left behind."""
+    if source is not None:
+        fetch_source(cache / "sources", source)  # a wrong file is told even where nothing needs it
     cached = None if rebuild else find_wheel(cache, toolchain)
     if cached is not None:
         say(f"found in the cache: {cached}")

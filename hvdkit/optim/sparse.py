@@ -18,6 +18,7 @@ def reduce_sparse(
             torch.zeros((1, 0), dtype=torch.int64, device=like.device),
             torch.zeros((0, *like.shape[1:]), dtype=like.dtype, device=like.device),
             like.shape,
+            check_invariants=False,
         )
     gradient = (gradient if gradient.is_sparse else gradient.to_sparse(1)).coalesce()
     indices = collectives.all_gather(gradient.indices().t().contiguous(), f"{name}.indices")

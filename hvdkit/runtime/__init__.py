@@ -4,7 +4,7 @@ Other packages take the `World` as an argument; only the module-level functions 
 `current_world()`.
 """
 
-from hvdkit.runtime.agreement import gather_objects, raise_together, share_object
+from hvdkit.runtime.agreement import gather_objects, raise_together, share_object, together
 from hvdkit.runtime.failure import die, end_job_on_error, fail_job
 from hvdkit.runtime.launcher import LaunchInfo, launch_info
 from hvdkit.runtime.startup import current_world, init, is_initialized, require_world, shutdown
@@ -25,4 +25,5 @@ __all__ = [
     "require_world",
     "share_object",
     "shutdown",
+    "together",
 ]

@@ -3,6 +3,7 @@
 For set-up, errors and reports. Each call is collective, costs one pickled object per rank, and takes no tensors.
 """
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from hvdkit.errors import HvdkitError
@@ -50,3 +51,14 @@ def raise_together(world: World, error: Exception | None) -> None:
     if not issubclass(kind, HvdkitError):
         raise HvdkitError(f"{kind.__name__}: {text}") from error
     raise kind(text) from error
+
+
+def together(world: World, work: Callable[[], T]) -> T:
+    """The result of `work()` on this rank, or on all ranks the error that it raised on any. Collective."""
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as problem:
+        error = problem
+    raise_together(world, error)
+    return result

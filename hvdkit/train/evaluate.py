@@ -13,7 +13,7 @@ import torch
 from hvdkit.checkpoint import find_model
 from hvdkit.data import CorpusConfig, load_tokenizer, prepare_corpus
 from hvdkit.models import load_model
-from hvdkit.runtime import World, end_job_on_error, init
+from hvdkit.runtime import World, end_job_on_error, init, together
 from hvdkit.train.config import parse
 from hvdkit.train.loss import evaluate
 from hvdkit.train.run_folder import saved_config
@@ -32,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(world: World, options: argparse.Namespace) -> dict[str, Any]:
-    folder = find_model(options.run)
-    model, tokenizer = load_model(folder).to(world.device), load_tokenizer(folder)
+    folder = together(world, lambda: find_model(options.run))
+    model, tokenizer = together(world, lambda: (load_model(folder).to(world.device), load_tokenizer(folder)))
     context = min(model.context, options.context) if options.context else model.context
     corpus = prepare_corpus(world, _corpus_config(options), context=context, tokenizer=tokenizer)
     samples = corpus.samples(options.part, model.objective, context)
@@ -68,14 +68,20 @@ def _sentence(result: dict[str, Any]) -> str:
     )
 
 
+def _at_least_1(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 1 or more")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hvdkit evaluate", description="Measure the loss of a trained model.")
     parser.add_argument("run", type=Path, help="a run folder, a checkpoint, or a model folder")
     parser.add_argument("--data", nargs="*", default=[], help="as for training; default: what the run trained on")
     parser.add_argument("--validation-share", type=float, help="share of the text held out; default: as in the run")
     parser.add_argument("--part", choices=["validation", "train"], default="validation", help="which part of the data")
-    parser.add_argument("--batch-size", type=int, default=16, help="sequences at once on each rank (default: 16)")
-    parser.add_argument("--context", type=int, default=0, help="tokens per sequence; default: the model's")
+    parser.add_argument("--batch-size", type=_at_least_1, default=16, help="sequences at once and rank (default: 16)")
+    parser.add_argument("--context", type=_at_least_1, help="tokens per sequence; default: the model's")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -10,7 +10,7 @@ from hvdkit.checkpoint import find_model
 from hvdkit.data import load_tokenizer
 from hvdkit.errors import ConfigError
 from hvdkit.models import generate, load_model
-from hvdkit.runtime import World, end_job_on_error, gather_objects, init
+from hvdkit.runtime import World, end_job_on_error, gather_objects, init, together
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _continue(world: World, options: argparse.Namespace) -> list[str]:
-    folder = find_model(options.run)
-    model, tokenizer = load_model(folder).to(world.device), load_tokenizer(folder)
+    folder = together(world, lambda: find_model(options.run))
+    model, tokenizer = together(world, lambda: (load_model(folder).to(world.device), load_tokenizer(folder)))
     if model.objective != "causal":
         raise ConfigError(f"{options.run} holds a {model.objective} model; only causal models continue a text")
     mine = {
@@ -43,10 +43,10 @@ def _continue(world: World, options: argparse.Namespace) -> list[str]:
         for number, prompt in enumerate(options.prompt)
         if number % world.size == world.rank
     }
-    together: dict[int, str] = {}
+    texts: dict[int, str] = {}
     for part in gather_objects(world, mine):
-        together.update(part)
-    return [together[number] for number in range(len(options.prompt))]
+        texts.update(part)
+    return [texts[number] for number in range(len(options.prompt))]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,9 +69,12 @@ def _count(text: str) -> int:
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be 0 or more")
+        raise argparse.ArgumentTypeError(f"{text} must be a number, 0 or more")
     return value
 
 

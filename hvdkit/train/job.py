@@ -20,9 +20,9 @@ from hvdkit.checkpoint import (
 )
 from hvdkit.data import Position, Tokenizer, has_tokenizer, load_tokenizer, prepare_corpus
 from hvdkit.data.tokenizer import save_tokenizer
-from hvdkit.errors import CheckpointError
+from hvdkit.errors import CheckpointError, ConfigError
 from hvdkit.models import LanguageModel, build_model, count_parameters, generate, load_model, load_weights, write_model
-from hvdkit.runtime import World, gather_objects, launch_info, raise_together
+from hvdkit.runtime import World, gather_objects, launch_info, together
 from hvdkit.train.aggregation import Aggregation, WeighedAggregation
 from hvdkit.train.config import TrainConfig
 from hvdkit.train.loop import Loop, Progress
@@ -55,20 +55,25 @@ class Job:
     def __init__(self, world: World, config: TrainConfig, aggregate: Aggregate = aggregate_with_hvdkit) -> None:
         self.world, self.config = world, config
         torch.set_num_threads(config.threads or world.threads)
-        self.resumed = _together(world, lambda: _load(config.resume)) if config.resume else None
+        self.resumed = together(world, lambda: _load(config.resume)) if config.resume else None
+        if self.resumed and self.resumed.state["step"] >= config.steps:
+            raise ConfigError(
+                f"{self.resumed.folder} has done {self.resumed.state['step']} steps of --steps {config.steps}: "
+                "there is nothing left to do; give a larger --steps to go on"
+            )
         init_from = self.resumed.model if self.resumed else config.init_from
-        source = _together(world, lambda: find_model(Path(init_from))) if init_from else None
-        tokenizer = _together(world, lambda: _tokenizer_of(source))
+        source = together(world, lambda: find_model(Path(init_from))) if init_from else None
+        tokenizer = together(world, lambda: _tokenizer_of(source))
         self.reporter = Reporter(world.is_root, launch_info().is_launched, config.steps, self._saved("step", 0))
         self.corpus = prepare_corpus(
             world, config.corpus, context=config.context, say=self.reporter.say, tokenizer=tokenizer
         )
         torch.manual_seed(config.seed)
-        self.model = _together(world, lambda: self._build(source))
+        self.model = together(world, lambda: self._build(source))
         self.samples = self.corpus.samples("train", self.model.objective, config.context, config.seed)
         self.held_out = self.corpus.samples("validation", self.model.objective, config.context, config.seed)
         continues = config.resume is not None and config.out is None
-        self.folder = _together(world, self._folder_to_go_on_in) if continues else make_run_folder(world, config.out)
+        self.folder = together(world, self._folder_to_go_on_in) if continues else make_run_folder(world, config.out)
         self.aggregation = aggregate(make_optimizer(self.model, config), self.model, config)
         position = Position(*self._saved("position", (0, 0)))
         self.loop = Loop(world, config, self.model, self.aggregation, self.samples, self._saved("step", 0), position)
@@ -245,17 +250,6 @@ _SCALING = {
     "weak-sqrt-lr": "more ranks make the global batch larger and multiply the learning rate by their square root",
     "strong": "more ranks divide the same global batch, the learning rate stays",
 }
-
-
-def _together(world: World, work: Callable[[], Any]) -> Any:
-    """The result of `work` on this rank, or on all ranks the error that it raised on any. Collective."""
-    result, error = None, None
-    try:
-        result = work()
-    except Exception as problem:
-        error = problem
-    raise_together(world, error)
-    return result
 
 
 def _load(path: str | None) -> Checkpoint:

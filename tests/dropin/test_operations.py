@@ -197,3 +197,11 @@ def test_uncommon_names_work(world: World) -> None:
     assert hvd.allgather_object({"rank": world.rank}) == [{"rank": rank} for rank in range(world.size)]
     assert hvd.broadcast_object(world.rank, root_rank=world.size - 1) == world.size - 1
     assert hvd.join() in range(world.size)
+
+
+def test_objects_of_several_types_without_a_name(world: World) -> None:
+    """As a script hands over what only rank 0 has read; Horovod would wait for ever, by the name of the type."""
+    mine = {"epoch": 3} if world.rank == 0 else None
+    assert hvd.broadcast_object(mine) == {"epoch": 3}
+    assert hvd.broadcast_object(mine, 0) == {"epoch": 3}
+    assert hvd.allgather_object(mine) == [{"epoch": 3}] + [None] * (world.size - 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hvdkit.checkpoint import load_checkpoint
-from hvdkit.errors import CheckpointError
+from hvdkit.errors import CheckpointError, ConfigError
 from hvdkit.models import load_model
 from hvdkit.runtime import World
 from hvdkit.train.__main__ import read_configuration
@@ -66,6 +66,9 @@ def test_a_run_folder_goes_on_in_place(world: World, shared_path: Path) -> None:
 def test_more_steps_than_before(world: World, shared_path: Path) -> None:
     data = write_text_together(world, shared_path / "text")
     run(world, configure(data, shared_path / "run", steps=4))
+    for steps in ("3", "4"):
+        with pytest.raises(ConfigError, match="has done 4 steps of --steps"):
+            Job(world, read_configuration(["--resume", str(shared_path / "run"), "--steps", steps]))
     words = ["--resume", str(shared_path / "run"), "--steps", "6"]
     assert run(world, read_configuration(words)).loop.step == 6
 
@@ -73,7 +76,16 @@ def test_more_steps_than_before(world: World, shared_path: Path) -> None:
 def test_checkpoint_of_another_model(world: World, shared_path: Path) -> None:
     data = write_text_together(world, shared_path / "text")
     run(world, configure(data, shared_path / "run", steps=2))
-    words = ["--resume", str(shared_path / "run"), "--model", "gpt-mini", "--out", str(shared_path / "other")]
+    words = [
+        "--resume",
+        str(shared_path / "run"),
+        "--steps",
+        "3",
+        "--model",
+        "gpt-mini",
+        "--out",
+        str(shared_path / "other"),
+    ]
     with pytest.raises(CheckpointError, match="does not fit the model"):
         Job(world, read_configuration(words))
     assert not (shared_path / "other").exists()

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from hvdkit.runtime.dropin.operations import broadcast_async_, synchronize
+from hvdkit.runtime.dropin.operations import broadcast_async_, named, synchronize
 from hvdkit.runtime.engine import horovod
 from hvdkit.runtime.startup import renew_world
 
 _functions = horovod("horovod.torch.functions")
-allgather_object = _functions.allgather_object
-broadcast_object = _functions.broadcast_object
+# Horovod names an unnamed one after the type of the object, which may differ between ranks: they then wait for ever.
+allgather_object = named(_functions.allgather_object)
+broadcast_object = named(_functions.broadcast_object)
 
 
 _join = horovod("horovod.torch.mpi_ops").join

@@ -31,7 +31,7 @@ class _ContiguousGradient(torch.autograd.Function):
         return gradients[0].contiguous()
 
 
-def _named(plain: Operation) -> Operation:
+def named(plain: Operation) -> Operation:
     """`plain`, which gets a name where the user gives none."""
     signature = inspect.signature(plain)
 
@@ -209,25 +209,25 @@ def sparse_allreduce_async(tensor: Any, *args: Any, **kwargs: Any) -> Any:
     return lambda: pending().to(torch.bfloat16)
 
 
-allreduce = _reduction(_differentiable(_named(_ops.allreduce)))
-allreduce_async = _reduction_async(_named(_ops.allreduce_async))
-allreduce_async_ = _reduction_in_place_async(_named(_ops.allreduce_async_))
-grouped_allreduce = _grouped(_differentiable(_named(_ops.grouped_allreduce)))
-grouped_allreduce_async = _grouped_async(_named(_ops.grouped_allreduce_async))
-grouped_allreduce_async_ = _grouped_async(_named(_ops.grouped_allreduce_async_), put=bf16.store)
-reducescatter = _reduction(_differentiable(_named(_ops.reducescatter)))
-reducescatter_async = _reduction_async(_named(_ops.reducescatter_async))
-grouped_reducescatter = _grouped(_differentiable(_named(_ops.grouped_reducescatter)))
-grouped_reducescatter_async = _grouped_async(_named(_ops.grouped_reducescatter_async))
-allgather = _movement(_differentiable(_named(_ops.allgather)))
-allgather_async = _movement_async(_named(_ops.allgather_async))
-grouped_allgather = _grouped_movement(_differentiable(_named(_ops.grouped_allgather)))
-grouped_allgather_async = _grouped_movement_async(_named(_ops.grouped_allgather_async))
-broadcast = _movement(_differentiable(_named(_ops.broadcast)))
-broadcast_async = _movement_async(_named(_ops.broadcast_async))
-alltoall = _movement(_differentiable(_named(_ops.alltoall)))
-alltoall_async = _movement_async(_named(_ops.alltoall_async))
-_broadcast_async_ = _named(_ops.broadcast_async_)
+allreduce = _reduction(_differentiable(named(_ops.allreduce)))
+allreduce_async = _reduction_async(named(_ops.allreduce_async))
+allreduce_async_ = _reduction_in_place_async(named(_ops.allreduce_async_))
+grouped_allreduce = _grouped(_differentiable(named(_ops.grouped_allreduce)))
+grouped_allreduce_async = _grouped_async(named(_ops.grouped_allreduce_async))
+grouped_allreduce_async_ = _grouped_async(named(_ops.grouped_allreduce_async_), put=bf16.store)
+reducescatter = _reduction(_differentiable(named(_ops.reducescatter)))
+reducescatter_async = _reduction_async(named(_ops.reducescatter_async))
+grouped_reducescatter = _grouped(_differentiable(named(_ops.grouped_reducescatter)))
+grouped_reducescatter_async = _grouped_async(named(_ops.grouped_reducescatter_async))
+allgather = _movement(_differentiable(named(_ops.allgather)))
+allgather_async = _movement_async(named(_ops.allgather_async))
+grouped_allgather = _grouped_movement(_differentiable(named(_ops.grouped_allgather)))
+grouped_allgather_async = _grouped_movement_async(named(_ops.grouped_allgather_async))
+broadcast = _movement(_differentiable(named(_ops.broadcast)))
+broadcast_async = _movement_async(named(_ops.broadcast_async))
+alltoall = _movement(_differentiable(named(_ops.alltoall)))
+alltoall_async = _movement_async(named(_ops.alltoall_async))
+_broadcast_async_ = named(_ops.broadcast_async_)
 
 
 @functools.wraps(_ops.broadcast_async_)
