@@ -14,7 +14,7 @@ GPU ?= auto
 NP ?= 8
 ARGS ?=
 VENV ?= .venv
-TEST_LIMIT_S ?= 1500
+TEST_LIMIT_S ?= 3000
 
 BIN := $(VENV)/bin
 # An MPI in a folder of its own stands behind .venv's programs and before the system's.
