@@ -9,7 +9,7 @@ import torch
 from hvdkit.checkpoint import load_checkpoint
 from hvdkit.errors import CheckpointError, ConfigError
 from hvdkit.models import load_model
-from hvdkit.runtime import World
+from hvdkit.runtime import World, gather_objects
 from hvdkit.train.__main__ import read_configuration
 from hvdkit.train.config import TrainConfig
 from hvdkit.train.job import Job
@@ -53,6 +53,7 @@ def test_a_run_folder_goes_on_in_place(world: World, shared_path: Path) -> None:
         shutil.rmtree(folder / "checkpoints" / "step-00000010")
         lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
         (folder / "metrics.jsonl").write_text("".join(lines[:8]))
+    gather_objects(world, None)
     job = run(world, read_configuration(["--resume", str(folder)]))
     assert job.folder == folder and job.loop.step == 10
     if world.is_root:
@@ -100,6 +101,7 @@ def test_a_damaged_checkpoint_is_refused(world: World, shared_path: Path) -> Non
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         weights.write_bytes(content)
+    gather_objects(world, None)
     with pytest.raises(CheckpointError, match="damaged"):
         Job(world, read_configuration(["--resume", str(shared_path / "run")]))
 
