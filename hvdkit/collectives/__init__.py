@@ -9,6 +9,7 @@ from hvdkit.collectives.connect import direct_collectives, why_no_direct
 from hvdkit.collectives.direct import DirectCollectives
 from hvdkit.collectives.horovod_engine import HorovodEngine
 from hvdkit.collectives.interface import Collectives, Done, ReduceOp, Work
+from hvdkit.collectives.join import join
 from hvdkit.collectives.naive import Naive
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "Work",
     "check_strategy",
     "direct_collectives",
+    "join",
     "why_no_direct",
 ]

@@ -38,8 +38,7 @@ def direct_collectives(world: World, process_set: Any = None) -> DirectCollectiv
 
 
 def _make(world: World, process_set: Any) -> DirectCollectives:
-    comm = world.comm
-    assert comm is not None
+    comm: Any = world.comm
     if process_set is not None:
         comm = comm.Create_group(comm.Get_group().Incl(list(process_set.ranks)))
     group = Group(comm)

@@ -1,12 +1,15 @@
 """hvdkit's own collectives over the ranks of a group, on tensors of any shape, with the algorithm chosen for each call.
 
-Unlike Horovod's engine they need no negotiation and no thread: every rank calls them in the same order, which each
-call verifies (`meeting`). They need MPI with full thread support, and tensors on the CPU.
+Unlike Horovod's engine they need no negotiation: every rank calls them in the same order, which each call verifies
+(`meeting`). They need MPI with full thread support, and tensors on the CPU. Calls run in the calling thread, unless
+`start` has put some on a thread of their own; from then on all run there, in the order in which they were made.
 """
 
+import functools
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -17,6 +20,23 @@ from hvdkit.collectives.interface import Done, ReduceOp, Work
 from hvdkit.collectives.meeting import Call, Meeting
 from hvdkit.collectives.reduction import MOVABLE, REDUCIBLE, Reduction, reduction_for
 
+_BITS = 62
+_ALL_BITS = (1 << _BITS) - 1
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _in_order(method: F) -> F:
+    """`method`, run after all calls that were made before it."""
+
+    @functools.wraps(method)
+    def call(self: "DirectCollectives", *args: Any, **kwargs: Any) -> Any:
+        if self._queue.is_elsewhere:
+            return self._queue.start(lambda: method(self, *args, **kwargs)).result()
+        return method(self, *args, **kwargs)
+
+    return cast(F, call)
+
 
 class DirectCollectives:
     """Collectives over `group`. `strategy` is what calls use that name none: an algorithm or "auto"."""
@@ -25,10 +45,25 @@ class DirectCollectives:
         self.group, self.algorithms, self.meeting = group, algorithms, meeting
         self.strategy = strategy
         self.size, self.index = group.size, group.index
-        self._lock = threading.RLock()
+        self.pending: dict[int, Callable[[], None]] = {}
+        """The exchanges of optimizers that are ready on this rank, by the number of the optimizer."""
+        self.optimizers: set[int] = set()
+        """The numbers of all optimizers that exchange over this group."""
+        self._queue = _Queue()
+
+    def with_strategy(self, strategy: str) -> "DirectCollectives":
+        """The same, with another strategy for calls that name none."""
+        other = DirectCollectives(self.group, self.algorithms, self.meeting, strategy)
+        other.pending, other.optimizers, other._queue = self.pending, self.optimizers, self._queue
+        return other
+
+    def start(self, work: Callable[[], torch.Tensor]) -> Work:
+        """Run `work`, which may make calls, after all calls so far on the thread for calls; returns at once."""
+        return _Started(self._queue.start(work))
 
     # -- for users, by way of `strategy=`
 
+    @_in_order
     def all_reduce_(
         self,
         tensor: torch.Tensor,
@@ -49,15 +84,15 @@ class DirectCollectives:
                 reduction_for(op, 1, tensor.dtype, [weight or 1.0])  # raises for what does not go with weights
             return self._call("all_reduce", tensor, strategy, op=op, is_weighted=weight is not None, name=name)
 
-        with self._lock:
-            call = self._meet(check)
-            reduction = self._reduction(call, weight)
-            flat = tensor.contiguous().view(-1)
-            self.algorithms.method(call.kind, call.algorithm)(flat, reduction)
-            if flat.data_ptr() != tensor.data_ptr():
-                tensor.copy_(flat.view(tensor.shape))
+        call = self._meet(check)
+        reduction = self._reduction(call, weight)
+        flat = _flat(tensor)
+        self.algorithms.method(call.kind, call.algorithm)(flat, reduction)
+        if flat.data_ptr() != tensor.data_ptr():
+            tensor.copy_(flat.view(tensor.shape))
         return tensor
 
+    @_in_order
     def reduce_(self, tensor: torch.Tensor, root: int, *, op: str = "sum", strategy: str | None = None,
                 name: str = "") -> torch.Tensor:  # fmt: skip
         """Reduce `tensor` in place on rank `root`; the others keep theirs. Collective."""
@@ -67,14 +102,14 @@ class DirectCollectives:
             self._check_root("reduce", root)
             return self._call("reduce", tensor, strategy, op=op, root=root, name=name)
 
-        with self._lock:
-            call = self._meet(check)
-            flat = tensor.contiguous().view(-1)
-            self.algorithms.method(call.kind, call.algorithm)(flat, root, self._reduction(call, None))
-            if self.index == root and flat.data_ptr() != tensor.data_ptr():
-                tensor.copy_(flat.view(tensor.shape))
+        call = self._meet(check)
+        flat = _flat(tensor)
+        self.algorithms.method(call.kind, call.algorithm)(flat, root, self._reduction(call, None))
+        if self.index == root and flat.data_ptr() != tensor.data_ptr():
+            tensor.copy_(flat.view(tensor.shape))
         return tensor
 
+    @_in_order
     def broadcast_(
         self, tensor: torch.Tensor, root: int, *, strategy: str | None = None, name: str = ""
     ) -> torch.Tensor:
@@ -85,14 +120,14 @@ class DirectCollectives:
             self._check_root("broadcast", root)
             return self._call("broadcast", tensor, strategy, root=root, name=name)
 
-        with self._lock:
-            call = self._meet(check)
-            flat = tensor.contiguous().view(-1)
-            self.algorithms.method(call.kind, call.algorithm)(_movable_view(flat), root)
-            if flat.data_ptr() != tensor.data_ptr():
-                tensor.copy_(flat.view(tensor.shape))
+        call = self._meet(check)
+        flat = _flat(tensor)
+        self.algorithms.method(call.kind, call.algorithm)(_movable_view(flat), root)
+        if flat.data_ptr() != tensor.data_ptr():
+            tensor.copy_(flat.view(tensor.shape))
         return tensor
 
+    @_in_order
     def all_gather(
         self, tensor: torch.Tensor, name: str = "", *, strategy: str | None = None
     ) -> torch.Tensor:  # fmt: skip
@@ -102,20 +137,19 @@ class DirectCollectives:
             _check_movable("all_gather", tensor)
             return self._call("all_gather", tensor if tensor.dim() else tensor.view(1), strategy, name=name)
 
-        with self._lock:
-            call = self._meet(check)
-            rows = tensor if tensor.dim() else tensor.view(1)
-            return self._gather_rows(rows.contiguous(), call.algorithm)
+        call = self._meet(check)
+        rows = tensor if tensor.dim() else tensor.view(1)
+        return self._gather_rows(rows.contiguous(), call.algorithm)
 
     def _gather_rows(self, rows: torch.Tensor, strategy: str) -> torch.Tensor:
         lengths = self._lengths(len(rows))
-        width = int(np.prod(rows.shape[1:], dtype=np.int64))
+        width = int(np.prod(rows.shape[1:], dtype=np.int64)) * (2 if rows.is_complex() else 1)
         counts = [length * width for length in lengths]
         out = rows.new_empty((sum(lengths), *rows.shape[1:]))
         if out.numel():
             name = self.algorithms.resolve("all_gather", max(counts) * rows.element_size(), strategy)
             gather = self.algorithms.method("all_gather", name)
-            gather(_movable_view(rows.view(-1)), _movable_view(out.view(-1)), counts)
+            gather(_movable_view(_flat(rows)), _movable_view(out.view(-1)), counts)
         return out
 
     def _lengths(self, mine: int) -> list[int]:
@@ -124,6 +158,7 @@ class DirectCollectives:
         found: list[int] = lengths.tolist()
         return found
 
+    @_in_order
     def reduce_scatter(
         self, tensor: torch.Tensor, *, op: str = "sum", strategy: str | None = None, name: str = ""
     ) -> torch.Tensor:
@@ -135,17 +170,16 @@ class DirectCollectives:
                 raise ValueError("reduce_scatter: the tensor needs a first dimension to be cut along")
             return self._call("reduce_scatter", tensor, strategy, op=op, name=name)
 
-        with self._lock:
-            call = self._meet(check)
-            base, extra = divmod(len(tensor), self.size)
-            rows = [base + (rank < extra) for rank in range(self.size)]
-            width = int(np.prod(tensor.shape[1:], dtype=np.int64))
-            out = tensor.new_empty((rows[self.index], *tensor.shape[1:]))
-            if tensor.numel():
-                flat = tensor.contiguous().view(-1)
-                self.algorithms.method(call.kind, call.algorithm)(
-                    flat, out.view(-1), [count * width for count in rows], self._reduction(call, None)
-                )
+        call = self._meet(check)
+        base, extra = divmod(len(tensor), self.size)
+        rows = [base + (rank < extra) for rank in range(self.size)]
+        width = int(np.prod(tensor.shape[1:], dtype=np.int64))
+        out = tensor.new_empty((rows[self.index], *tensor.shape[1:]))
+        if tensor.numel():
+            flat = _flat(tensor)
+            self.algorithms.method(call.kind, call.algorithm)(
+                flat, out.view(-1), [count * width for count in rows], self._reduction(call, None)
+            )
         return out
 
     # -- Collectives
@@ -158,34 +192,61 @@ class DirectCollectives:
             tensor.mul_(prescale)
         return Done(self.all_reduce_(tensor, op=op, name=name))
 
+    @_in_order
     def gather_objects(self, item: Any, name: str) -> list[Any]:
         """See `Collectives`."""
-        with self._lock:
-            self.meeting.meet(Call("gather_objects", name=name))
-            gathered: list[Any] = self.group.comm.allgather(item)
-            return gathered
+        self.meeting.meet(Call("gather_objects", name=name))
+        gathered: list[Any] = self.group.comm.allgather(item)
+        return gathered
 
+    def do_pending(self, number: int) -> None:
+        """Do pending exchanges, each when all ranks are ready for it, until that of `number` is done. Collective.
+
+        Raises CollectiveMismatchError if the ranks wait for exchanges of which none is ready everywhere.
+        """
+        while number in self.pending:
+            ready = self._ready_everywhere(sum(1 << bit for bit in {number % _BITS for number in self.pending}))
+            common = [number for number in sorted(self.pending) if ready >> (number % _BITS) & 1]
+            if not common:
+                names = ", ".join(f"optimizer {number}" for number in sorted(self.pending))
+                self.meeting.explain(f"the gradients of {names}")
+            for number_now in common:
+                self.pending.pop(number_now)()
+
+    @_in_order
+    def _ready_everywhere(self, mine: int) -> int:
+        """The bits that all ranks set. Collective."""
+        self.meeting.meet(Call("ready"))
+        return self._agree_on_ready(mine)
+
+    def _agree_on_ready(self, mine: int) -> int:
+        bits = np.array([mine], dtype=np.int64)
+        self.group.comm.Allreduce(self.group.mpi.IN_PLACE, bits, self.group.mpi.BAND)
+        return int(bits[0])
+
+    @_in_order
     def serve(self) -> bool:
         """Take part in one collective of the others without anything to bring; False if nobody is in one. Collective.
 
         For a rank that has called `join()`: it brings zeros to reductions, as in Horovod, and no rows to all-gathers.
         """
-        with self._lock:
-            call = self.meeting.attend()
-            if call is None:
-                return False
-            if call.kind == "gather_objects":
-                self.group.comm.allgather(None)
-            elif call.kind == "all_reduce":
-                zeros = torch.zeros(call.count, dtype=call.dtype)
-                self.algorithms.method(call.kind, call.algorithm)(
-                    zeros, self._reduction(call, 0.0 if call.is_weighted else None)
-                )
-            elif call.kind == "all_gather":
-                self._gather_rows(torch.zeros(0, call.count, dtype=call.dtype), call.algorithm)
-            else:
-                raise ValueError(f"{call.kind} cannot go on after a rank has called join()")
-            return True
+        call = self.meeting.attend()
+        if call is None:
+            return False
+        if call.kind == "gather_objects":
+            self.group.comm.allgather(None)
+        elif call.kind == "ready":
+            self._agree_on_ready(_ALL_BITS)
+        elif call.kind == "all_reduce":
+            zeros = torch.zeros(call.count, dtype=call.dtype)
+            self.algorithms.method(call.kind, call.algorithm)(
+                zeros, self._reduction(call, 0.0 if call.is_weighted else None)
+            )
+        elif call.kind == "all_gather":
+            self._gather_rows(torch.zeros(0, call.count, dtype=call.dtype), call.algorithm)
+        else:
+            raise ValueError(f"{call.kind} cannot go on after a rank has called join()")
+        return True
 
     # -- what calls have in common
 
@@ -224,8 +285,42 @@ class DirectCollectives:
 
     def close(self) -> None:
         """Free what the algorithms hold. Collective."""
+        self._queue.close()
         self.algorithms.close()
         self.group.close()
+
+
+class _Queue:
+    """One thread that does calls in order, begun when something is first started on it."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._thread: int | None = None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether calls belong on a thread that is not the current one."""
+        return self._pool is not None and threading.get_ident() != self._thread
+
+    def start(self, work: Callable[[], Any]) -> "Future[Any]":
+        """Do `work` on the thread, after what was started before."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="hvdkit-collectives")
+            self._thread = self._pool.submit(threading.get_ident).result()
+        return self._pool.submit(work)
+
+    def close(self) -> None:
+        """Stop the thread when it has done what was started."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+class _Started:
+    def __init__(self, future: "Future[torch.Tensor]") -> None:
+        self._future = future
+
+    def wait(self) -> torch.Tensor:
+        return self._future.result()
 
 
 def _check_reducible(kind: str, tensor: torch.Tensor, op: str) -> None:
@@ -251,6 +346,12 @@ def _check_device(kind: str, tensor: torch.Tensor) -> None:
 
 def _names(dtypes: Iterable[torch.dtype]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in one dimension, itself where it is contiguous."""
+    flat = tensor.contiguous().view(-1)
+    return flat.as_strided(flat.shape, (1,))  # a single element may have any stride
 
 
 def _movable_view(flat: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ A rank that has called `join()` comes to the meetings too, learns what the other
 
 import zlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ import torch
 from hvdkit.collectives.reduction import MOVABLE
 from hvdkit.errors import CollectiveMismatchError
 
-KINDS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce", "gather_objects", "mistake")
+KINDS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce", "gather_objects", "ready", "mistake")
 _OPS = ("sum", "average", "min", "max", "product")
 _ABSENT = np.iinfo(np.int64).min + 1
 
@@ -60,7 +60,7 @@ class Call:
 
     def __str__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
-        if self.kind in ("gather_objects", "mistake"):
+        if self.kind in ("gather_objects", "ready", "mistake"):
             return f"{self.kind}{name}"
         dtype = str(self.dtype).removeprefix("torch.")
         details = [f"{dtype} {self.shape}", self.algorithm]
@@ -91,7 +91,7 @@ class Meeting:
         if numbers[0] != what or numbers[1] != -what or numbers[2] != count or numbers[3] != -count or (
             numbers[4] != rest or numbers[5] != -rest
         ):  # fmt: skip
-            self._explain(str(call))
+            self.explain(str(call))
 
     def attend(self) -> Call | None:
         """Join a meeting without a wish; returns what the others do, None if nobody has a wish. Collective.
@@ -105,10 +105,11 @@ class Meeting:
         if high[0] == _ABSENT:
             return None
         if high != low:
-            self._explain("nothing (it has called join())")
+            self.explain("nothing (it has called join())")
         return Call.decode((high[0], high[1], high[2]), self._algorithms)
 
-    def _explain(self, mine: str) -> None:
+    def explain(self, mine: str) -> NoReturn:
+        """Raise CollectiveMismatchError with what each rank asked. Collective."""
         everyone = self._comm.allgather(mine)
         wishes: dict[str, list[int]] = {}
         for rank, wish in enumerate(everyone):

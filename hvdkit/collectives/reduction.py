@@ -5,7 +5,7 @@ is applied while its values are copied or widened anyway, so that averaging cost
 16-bit floats are added in float32; everything else in its own dtype. Terms are added in a fixed order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,12 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 REDUCIBLE = (*_SIXTEEN_BIT, torch.float32, torch.float64, *_INTEGERS)
 MOVABLE = (*REDUCIBLE, torch.bool, torch.complex64, torch.complex128)
 
-_COMBINE = {"sum": torch.add, "min": torch.minimum, "max": torch.maximum, "product": torch.mul}
+_COMBINE: dict[PlainOp, Callable[..., torch.Tensor]] = {
+    "sum": torch.add,
+    "min": torch.minimum,
+    "max": torch.maximum,
+    "product": torch.mul,
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def split_evenly(count: int, parts: int, multiple: int = 1) -> list[tuple[int, int]]:
-    """Cut range(count) into `parts` ranges (start, stop) of one length, a multiple of `multiple`; the last are shorter."""
+    """Cut range(count) into `parts` ranges (start, stop), all but the last of one length: a multiple of `multiple`."""
     each = -(-count // parts)
     each = -(-each // multiple) * multiple
     return [(min(number * each, count), min((number + 1) * each, count)) for number in range(parts)]

@@ -5,8 +5,9 @@ arXiv:2006.15704, section 3.2.3. A bucket holds parameters of one dtype and devi
 gradients became ready, so that it is complete early and its reduction overlaps the rest of backward.
 """
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -21,21 +22,26 @@ class Bucket:
     shapes: list[torch.Size]
     dtype: torch.dtype
     device: torch.device
-    flat: torch.Tensor = field(init=False)
-    """(n,) of the parameters' dtype (its real counterpart for complex ones), contiguous."""
-    views: list[torch.Tensor] = field(init=False)
-    """One view of `flat` per parameter, in the parameter's shape and dtype."""
 
-    def __post_init__(self) -> None:
+    @functools.cached_property
+    def _buffer(self) -> torch.Tensor:
+        return torch.zeros(sum(shape.numel() for shape in self.shapes), dtype=self.dtype, device=self.device)
+
+    @functools.cached_property
+    def flat(self) -> torch.Tensor:
+        """(n,) of the parameters' dtype (its real counterpart for complex ones), contiguous; made at first use."""
+        return torch.view_as_real(self._buffer).view(-1) if self.dtype.is_complex else self._buffer
+
+    @functools.cached_property
+    def views(self) -> list[torch.Tensor]:
+        """One view of `flat` per parameter, in the parameter's shape and dtype."""
         counts = [shape.numel() for shape in self.shapes]
-        buffer = torch.zeros(sum(counts), dtype=self.dtype, device=self.device)
-        self.views = [part.view(shape) for part, shape in zip(buffer.split(counts), self.shapes, strict=True)]
-        self.flat = torch.view_as_real(buffer).view(-1) if self.dtype.is_complex else buffer
+        return [part.view(shape) for part, shape in zip(self._buffer.split(counts), self.shapes, strict=True)]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the flat buffer."""
-        return self.flat.numel() * self.flat.element_size()
+        """Bytes of all gradients."""
+        return sum(shape.numel() for shape in self.shapes) * self.dtype.itemsize
 
     def fill(self, gradients: Sequence[torch.Tensor | None], factor: float) -> None:
         """Copy `gradients` (one per parameter; None counts as zeros) times `factor` into the flat buffer."""
@@ -54,11 +60,13 @@ def plan_buckets(
     *,
     bucket_bytes: int,
     groups: Sequence[Sequence[int]] | int | None = None,
+    alone_bytes: int | None = None,
 ) -> list[Bucket]:
     """Cut the parameters `order` (indices, in the order their gradients become ready) into buckets.
 
     `groups` is Horovod's option: a number of groups of about equal count, or lists of indices that belong together
-    (what they leave out gets a bucket each). Otherwise a bucket is closed when it reaches `bucket_bytes`.
+    (what they leave out gets a bucket each). Otherwise a bucket is closed when it reaches `bucket_bytes`, and a
+    parameter of at least `alone_bytes` gets a bucket to itself.
     """
     if isinstance(groups, int):
         parts = _split_evenly(order, groups)
@@ -69,7 +77,7 @@ def plan_buckets(
         parts += [[index] for index in order if index not in named]
         parts = sorted((part for part in parts if part), key=lambda part: max(position[i] for i in part))
     else:
-        parts = _split_by_bytes(parameters, order, bucket_bytes)
+        parts = _split_by_bytes(parameters, order, bucket_bytes, alone_bytes)
     return [
         Bucket([*same], [parameters[i].shape for i in same], parameters[same[0]].dtype, parameters[same[0]].device)
         for part in parts
@@ -77,7 +85,9 @@ def plan_buckets(
     ]
 
 
-def _split_by_bytes(parameters: Sequence[torch.Tensor], order: Sequence[int], limit: int) -> list[list[int]]:
+def _split_by_bytes(
+    parameters: Sequence[torch.Tensor], order: Sequence[int], limit: int, alone: int | None
+) -> list[list[int]]:
     # One open bucket per kind, so that parameters of two dtypes in turn do not end in buckets of one each.
     done: list[list[int]] = []
     opened: dict[tuple[torch.dtype, torch.device], list[int]] = {}
@@ -86,6 +96,9 @@ def _split_by_bytes(parameters: Sequence[torch.Tensor], order: Sequence[int], li
         parameter = parameters[index]
         kind = (parameter.dtype, parameter.device)
         nbytes = parameter.numel() * parameter.element_size()
+        if alone is not None and nbytes >= alone:
+            done.append([index])
+            continue
         if kind in opened and filled[kind] + nbytes > limit:
             done.append(opened.pop(kind))
         if kind not in opened:

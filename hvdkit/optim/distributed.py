@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hvdkit.collectives import check_strategy, why_no_direct
 from hvdkit.compression import Compression
 from hvdkit.optim.buckets import DEFAULT_BUCKET_BYTES
 from hvdkit.optim.options import ReducerOptions
@@ -33,6 +34,8 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     *,
     weight: float | None = None,
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    strategy: str = "auto",
+    overlap: bool | None = None,
 ) -> Any:
     """Make `optimizer` aggregate gradients over all ranks; returns the same object, now distributed.
 
@@ -53,6 +56,12 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         weight: this rank's fixed weight (its capability, say), 0 or more. With `Average` the result is
             sum_i weight_i grad_i / sum_i weight_i. The same for all ranks by default. See also `weigh()`.
         bucket_bytes: size at which a bucket of gradients is closed and reduced.
+        strategy: the algorithm that reduces gradients: "auto" (the cheapest by measurement for each bucket), "mpi",
+            "ring", "tree", "shared_memory", "hierarchical", or "horovod" for Horovod's engine, which is also what
+            Gloo launches, gradients on GPUs and `Adasum` get.
+        overlap: whether hvdkit's own algorithms reduce buckets on a thread of their own while backward runs; None for
+            where a core is free (fewer torch threads than this rank's share of the cores). Horovod's engine always
+            does. Not used while several optimizers share the ranks.
 
     Raises ValueError for arguments that contradict each other, with Horovod's words where Horovod has them, and
     before `init()`.
@@ -79,9 +88,24 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         sparse_as_dense=sparse_as_dense,
         weight=weight,
         bucket_bytes=bucket_bytes,
+        overlap=overlap,
     )
     names = _names(optimizer, parameters, named_parameters)
-    return wrap(optimizer, Settings(options, names, None if is_global else process_set))
+    _check_strategy(strategy, op, parameters)
+    return wrap(optimizer, Settings(options, names, None if is_global else process_set, strategy))
+
+
+def _check_strategy(strategy: str, op: int, parameters: list[torch.Tensor]) -> None:
+    check_strategy(strategy)
+    if strategy in ("auto", "horovod"):
+        return
+    why = why_no_direct(require_world())
+    if op == Adasum:
+        why = "Adasum is an operation of Horovod's engine"
+    elif any(parameter.device.type != "cpu" for parameter in parameters):
+        why = "there are parameters that are not on the CPU"
+    if why is not None:
+        raise ValueError(f'strategy={strategy!r} cannot be had: {why}; use "auto" or "horovod"')
 
 
 def _check_arguments(op: int, predivide: float, passes: int, weight: float | None, bucket_bytes: int) -> None:

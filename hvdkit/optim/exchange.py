@@ -71,6 +71,10 @@ class Exchange:
                 self._header.wait()
         self._begin()
 
+    def close(self) -> None:
+        """Forget it for good."""
+        self.abandon()
+
     def gradient_is_ready(self, index: int, fires: int) -> None:
         """The gradient of parameter `index` was accumulated for the `fires`-th time in this backward."""
         number = self._bucket_of.get(index)

@@ -20,6 +20,7 @@ class ReducerOptions:
     sparse_as_dense: bool = False
     weight: float | None = None
     bucket_bytes: int = DEFAULT_BUCKET_BYTES
+    overlap: bool | None = None
 
 
 @dataclass

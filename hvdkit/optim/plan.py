@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 import torch
@@ -12,6 +13,15 @@ from hvdkit.errors import HvdkitError
 from hvdkit.optim.weighting import Weighting, combine
 
 _numbers = itertools.count()
+
+
+class Overlap(IntEnum):
+    """When buckets may be reduced while backward runs."""
+
+    NEVER = 0
+    WHILE_ALONE = 1
+    """While no other optimizer exchanges over the same ranks, which might meet them in another order."""
+    ALWAYS = 2
 
 
 @dataclass(frozen=True)
@@ -31,14 +41,27 @@ class Observation:
 class Agreement:
     """The same on every rank."""
 
-    key: str
+    number: int
+    """Of the optimizer."""
     order: list[int]
     expected_fires: list[int]
     sparse: list[bool]
-    fixed_total: float
-    """Sum of the ranks' fixed weights."""
+    fixed_weights: list[float]
+    """Of the ranks."""
     unit: float
     """The unit of weighted gradients on the wire in the first step; see `weighting`."""
+    overlap: Overlap
+    """What all ranks allow."""
+
+    @property
+    def key(self) -> str:
+        """What the names of all its collectives begin with."""
+        return f"hvdkit.optimizer.{self.number}"
+
+    @property
+    def fixed_total(self) -> float:
+        """Sum of the ranks' fixed weights."""
+        return sum(self.fixed_weights)
 
 
 def agree(
@@ -48,6 +71,7 @@ def agree(
     active: Sequence[bool],
     seen: Observation,
     weight: Weighting,
+    overlap: Overlap = Overlap.NEVER,
 ) -> Agreement:
     """Compare all ranks' parameters and settle order, sparsity and name. Collective, once per plan.
 
@@ -58,21 +82,22 @@ def agree(
     signature = [
         (name, tuple(p.shape), str(p.dtype), trains) for name, p, trains in zip(names, parameters, active, strict=True)
     ]
-    everyone: list[tuple[int, Any, Observation, list[float], float] | None] = collectives.gather_objects(
-        (next(_numbers), signature, seen, weight.encode(), weight.fixed), name="hvdkit.optimizer.agree"
+    everyone: list[tuple[int, Any, Observation, list[float], float, Overlap] | None] = collectives.gather_objects(
+        (next(_numbers), signature, seen, weight.encode(), weight.fixed, overlap), name="hvdkit.optimizer.agree"
     )
     gathered = [item for item in everyone if item is not None]
     _check_same_parameters([item[1] for item in gathered])
     first = gathered[0][2]
     order = [*first.order, *(i for i in reversed(range(len(parameters))) if i not in set(first.order))]
-    fixed_total = sum(1.0 if item is None else item[4] for item in everyone)
+    fixed_weights = [1.0 if item is None else item[4] for item in everyone]
     return Agreement(
-        key=f"hvdkit.optimizer.{gathered[0][0]}",
+        number=gathered[0][0],
         order=[index for index in order if active[index]],
         expected_fires=[max(1, *(item[2].fires[i] for item in gathered)) for i in range(len(parameters))],
         sparse=[any(item[2].sparse[i] for item in gathered) for i in range(len(parameters))],
-        fixed_total=fixed_total,
-        unit=combine(torch.tensor([item[3] for item in gathered]).sum(dim=0), fixed_total).unit or 1.0,
+        fixed_weights=fixed_weights,
+        unit=combine(torch.tensor([item[3] for item in gathered]).sum(dim=0), sum(fixed_weights)).unit or 1.0,
+        overlap=min(item[5] for item in gathered),
     )
 
 

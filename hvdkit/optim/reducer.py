@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from hvdkit.collectives import Collectives
+from hvdkit.collectives import Collectives, DirectCollectives
 from hvdkit.errors import HvdkitError
 from hvdkit.optim.backward import at_end_of_backward
+from hvdkit.optim.direct_exchange import DirectExchange
 from hvdkit.optim.exchange import Exchange
 from hvdkit.optim.hooks import GradientHook
 from hvdkit.optim.options import ReducerOptions, Statistics
-from hvdkit.optim.plan import Observation, agree
+from hvdkit.optim.plan import Observation, Overlap, agree
 from hvdkit.optim.weighting import Weighting, combine
 from hvdkit.runtime import require_world
 
@@ -44,7 +45,7 @@ class Reducer:
         self.is_aggregated = False
         self._connect = connect
         self._collectives: Collectives | None = None
-        self._exchange: Exchange | None = None
+        self._exchange: Exchange | DirectExchange | None = None
         """None until the ranks have agreed on a plan, and again when it no longer holds."""
         self._names = list(names)
         self._parameters = list(parameters)
@@ -129,7 +130,9 @@ class Reducer:
         else:
             plan_fits = self._exchange.finish()
             self._last_inverse = self._exchange.inverse
-            self._exchange = self._exchange if plan_fits else None
+            if not plan_fits:
+                self._exchange.close()
+                self._exchange = None
         self._restart_backward()
         self._passes_done = 0
         self.weighting.restart()
@@ -147,7 +150,7 @@ class Reducer:
         combined = float(parts.sum()) * self._last_inverse
         return torch.full_like(loss, combined) if isinstance(loss, torch.Tensor) else combined
 
-    def _agree(self, collectives: Collectives) -> Exchange:
+    def _agree(self, collectives: Collectives) -> Exchange | DirectExchange:
         seen = Observation(
             order=self._order,
             fires=self._fires,
@@ -155,8 +158,17 @@ class Reducer:
                     for p in self._parameters],
         )  # fmt: skip
         active = [kind is not None for kind in self._watched]
-        agreed = agree(collectives, self._names, self._parameters, active, seen, self.weighting)
-        return Exchange(collectives, agreed, self._parameters, self.options, self.weighting, self.statistics)
+        overlap = Overlap.ALWAYS if self.options.overlap else Overlap.NEVER
+        if self.options.overlap is None and require_world().threads > torch.get_num_threads():
+            overlap = Overlap.WHILE_ALONE
+        agreed = agree(
+            collectives, self._names, self._parameters, active, seen, self.weighting,
+            overlap=overlap,
+        )  # fmt: skip
+        arguments = (agreed, self._parameters, self.options, self.weighting, self.statistics)
+        if isinstance(collectives, DirectCollectives):
+            return DirectExchange(collectives, *arguments)
+        return Exchange(collectives, *arguments)
 
     def _scale_alone(self) -> None:
         fields = torch.tensor(self.weighting.encode(), dtype=torch.float64)
@@ -191,10 +203,15 @@ class Reducer:
             self._collectives, self._exchange = collectives, None
         self._watch_if_changed()
 
-    def _abandon(self) -> None:
+    def _abandon(self, for_good: bool = False) -> None:
         """Forget what is under way; after a restart of Horovod that has been lost anyway."""
         if self._exchange is not None and self._connect() is self._collectives:
-            self._exchange.abandon()
+            if for_good:
+                self._exchange.close()
+            else:
+                self._exchange.abandon()
+        if for_good:
+            self._exchange = None
 
     def _kinds(self) -> list[tuple[torch.dtype, torch.device, torch.Size] | None]:
         """What the plan depends on, per parameter; None for one that is not trained here."""
@@ -218,8 +235,7 @@ class Reducer:
             for index, kind in enumerate(self._watched)
             if kind is not None
         }
-        self._abandon()
-        self._exchange = None
+        self._abandon(for_good=True)
 
     def set_parameters(self, names: Sequence[str], parameters: Sequence[torch.Tensor]) -> None:
         """Aggregate these parameters from now on."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hvdkit.collectives import Collectives, HorovodEngine
+from hvdkit.collectives import Collectives, HorovodEngine, direct_collectives, why_no_direct
 from hvdkit.optim.adasum import adasum_step
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.reducer import Reducer
@@ -29,13 +29,14 @@ class Settings:
     names: tuple[str, ...]
     process_set: Any
     """Horovod's `ProcessSet`, or None for all ranks."""
+    strategy: str = "auto"
 
 
 class _Connection:
     """Gives a reducer the collectives of the world that is current, a new one after each restart of Horovod."""
 
-    def __init__(self, process_set: Any) -> None:
-        self._process_set = process_set
+    def __init__(self, process_set: Any, strategy: str, parameters: Callable[[], list[torch.Tensor]]) -> None:
+        self._process_set, self._strategy, self._parameters = process_set, strategy, parameters
         self._world: World | None = None
         self._collectives: Collectives | None = None
 
@@ -44,8 +45,15 @@ class _Connection:
         if world is not self._world:
             self._world = world
             outside = self._process_set is not None and not self._process_set.included()
-            self._collectives = None if world is None or outside else HorovodEngine(world, self._process_set)
+            self._collectives = None if world is None or outside else self._make(world)
         return self._collectives
+
+    def _make(self, world: World) -> Collectives:
+        if self._strategy == "horovod" or any(p.device.type != "cpu" for p in self._parameters()):
+            return HorovodEngine(world, self._process_set)
+        if why_no_direct(world) is not None:
+            return HorovodEngine(world, self._process_set)
+        return direct_collectives(world, self._process_set).with_strategy(self._strategy)
 
 
 def wrap(optimizer: torch.optim.Optimizer, settings: Settings) -> torch.optim.Optimizer:
@@ -60,7 +68,9 @@ def wrap(optimizer: torch.optim.Optimizer, settings: Settings) -> torch.optim.Op
     _rebind_scheduled_step(optimizer)
     assert isinstance(optimizer, Distributed)
     optimizer._settings = settings
-    optimizer._connection = _Connection(settings.process_set)
+    # Adasum is an operation of Horovod's engine.
+    strategy = "horovod" if settings.options.op == "adasum" else settings.strategy
+    optimizer._connection = _Connection(settings.process_set, strategy, functools.partial(_parameters, optimizer))
     optimizer._skips_synchronize = False
     # Adasum combines parameters, not gradients: its gradients stay local.
     connect = (lambda: None) if settings.options.op == "adasum" else optimizer._connection

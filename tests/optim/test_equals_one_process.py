@@ -1,5 +1,6 @@
 """N ranks give what one process gives on the union of their batches."""
 
+import time
 from typing import Any
 
 import pytest
@@ -170,7 +171,8 @@ def test_other_numbers_of_passes_than_agreed(world: World, backwards: int) -> No
     assert_same(model, reference)
 
 
-def test_buckets_leave_while_backward_runs(world: World) -> None:
+@pytest.mark.parametrize("strategy", ["horovod", "auto"])
+def test_buckets_leave_while_backward_runs(world: World, strategy: str) -> None:
     """In the order in which gradients become ready on rank 0, on all ranks, the first before the last is computed."""
     sent: list[int] = []
 
@@ -187,9 +189,20 @@ def test_buckets_leave_while_backward_runs(world: World) -> None:
             return tensor
 
     model = mlp()
-    hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), compression=Watching, bucket_bytes=0)
+    hvd.DistributedOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        compression=Watching,
+        bucket_bytes=0,
+        strategy=strategy,
+        overlap=True,
+    )
     sent_before_last: list[int] = []
-    model[0].weight.register_hook(lambda _: sent_before_last.append(len(sent)))
+
+    def note(_: torch.Tensor) -> None:
+        time.sleep(0.1)  # hvdkit's own collectives run on another thread
+        sent_before_last.append(len(sent))
+
+    model[0].weight.register_hook(note)
     for batch in batches(world, steps=2):
         sent.clear()
         model.zero_grad()

@@ -1,4 +1,4 @@
-"""Horovod's functions on objects, parameters and optimizer state, and `join`.
+"""Horovod's functions on objects, parameters and optimizer state, and the halves of `join`.
 
 `broadcast_optimizer_state` is hvdkit's own. Horovod's makes a real `step()` with zero gradients to create state,
 which changes Adam's state and, with weight decay, the weights; and it casts what it cannot name.
@@ -16,21 +16,23 @@ from hvdkit.runtime.engine import horovod
 from hvdkit.runtime.startup import renew_world
 
 _functions = horovod("horovod.torch.functions")
+_ops = horovod("horovod.torch.mpi_ops")
 # Horovod names an unnamed one after the type of the object, which may differ between ranks: they then wait for ever.
 allgather_object = named(_functions.allgather_object)
 broadcast_object = named(_functions.broadcast_object)
 
 
-_join = horovod("horovod.torch.mpi_ops").join
+def begin_join(device: int = -1) -> int:
+    """Tell Horovod's engine that this rank has joined; it takes part in reductions with zeros. Returns a handle."""
+    result = torch.tensor(-1, dtype=torch.int32)
+    handle: int = _ops.mpi_lib.horovod_torch_join(result, device)
+    _ops._handle_map[handle] = (None, result)
+    return handle
 
 
-@functools.wraps(_join)
-def join(device: int = -1) -> int:
-    """Wait until all ranks have joined; until then take part in their reductions with zeros. Collective.
-
-    Returns the rank that joined last.
-    """
-    last: int = _join(device)
+def end_join(handle: int) -> int:
+    """Wait until all ranks have joined; returns the rank that joined last. Collective."""
+    last = int(synchronize(handle))
     renew_world()  # optimizers may have agreed on new plans while this rank or others were not asked
     return last
 
