@@ -1,10 +1,12 @@
 """The `World`: who this process is among the ranks of the job. Made once by `init()`, passed as an argument."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+
+from hvdkit.runtime.watch.collectives import Watch
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -37,6 +39,8 @@ class World:
     comm: "MPI.Comm | None" = None
     local_comm: "MPI.Comm | None" = None
     cross_comm: "MPI.Comm | None" = None
+    watch: Watch = field(default_factory=Watch, repr=False, compare=False)
+    """Told of each blocking collective that does not run in Horovod's engine."""
 
     @property
     def is_root(self) -> bool:
