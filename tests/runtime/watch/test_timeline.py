@@ -154,7 +154,9 @@ def test_collectives_of_threads_and_names_of_any_kind(tmp_path: Path) -> None:
     assert timeline is not None
     names = ['a "quoted" name', "back\\slash", "läyer", "line\nbreak"]
     for number, name in enumerate(names):
-        timeline.add((1000 * number, number, name, "all-reduce", "ring", 8, None, None), 1000 * number + 500, number % 2)
+        timeline.add(
+            (1000 * number, number, name, "all-reduce", "ring", 8, None, None), 1000 * number + 500, number % 2
+        )
     timeline.close()
     records = json.loads(Path(path).read_text(encoding="utf-8"))
     events = [record for record in records if record["ph"] == "X"]
