@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ class EngineTimeline:
     def _complete_records(self) -> Iterator[dict[str, Any]]:
         starts = [match.start() for match in _RECORD.finditer(self._text)]
         rest = 0
-        for start, following in zip(starts, [*starts[1:], None], strict=True):
+        for start, following in pairwise([*starts, None]):
             try:
                 record = json.loads(self._text[start:following].rstrip(",]\n"))
             except ValueError:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -17,7 +18,7 @@ if WAY == "serialized":
     mpi4py.rc.thread_level = "serialized"
     from mpi4py import MPI  # noqa: F401
 
-import hvdkit as hvd
+import hvdkit as hvd  # noqa: E402, after MPI's settings
 
 world = hvd.init()
 last = world.rank == world.size - 1
@@ -95,13 +96,13 @@ elif WAY == "dynamic":
     for path, name in ((first, "one"), (second, "two")):
         with watched(f"before {name}"):
             hvd.allreduce(torch.ones(10), name=f"before.{name}")
-        hvd.start_timeline(path, mark_cycles=name == "one")
-        hvd.start_timeline(path, mark_cycles=name == "one")
+        hvd.start_timeline(path, mark_cycles=name == "two")
+        hvd.start_timeline(path, mark_cycles=name == "two")
         with watched(name):
             hvd.allreduce(torch.ones(10), name=name)
         if name == "one":
             hvd.stop_timeline()
             hvd.stop_timeline()
-            say(first_is_complete=os.path.exists(first) and not os.path.exists(f"{first}.horovod"))
+            say(first_is_complete=Path(first).exists() and not Path(f"{first}.horovod").exists())
 else:
     raise ValueError(WAY)
