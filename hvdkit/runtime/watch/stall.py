@@ -2,9 +2,11 @@
 
 A thread on every rank wakes now and then. One whose rank has waited too long in a collective asks all others what
 they are doing, and their threads answer whatever the main thread is at. Horovod's engine does the same with what it
-negotiates (horovod/common/stall_inspector.cc). The lowest rank of those that wait speaks for all.
+negotiates (horovod/common/stall_inspector.cc). The lowest rank of those that wait in a
+collective speaks for them; it asks first, and a higher one that is asked leaves the word to it.
 """
 
+import functools
 import logging
 import threading
 import time
@@ -35,9 +37,14 @@ def make_stall_check(running: Mapping[int, Open], mpi: Any, comm: Any) -> "Stall
         return None
     if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
         if comm.Get_rank() == 0:
-            _log.warning("MPI was started below MPI_THREAD_MULTIPLE: collectives that hang are not noticed")
+            _say_that_nothing_is_watched()
         return None
     return StallCheck(running, Notes(mpi, comm), limits)
+
+
+@functools.cache  # once in this process
+def _say_that_nothing_is_watched() -> None:
+    _log.warning("MPI was started below MPI_THREAD_MULTIPLE: collectives that hang are not noticed")
 
 
 class StallCheck:
@@ -46,7 +53,7 @@ class StallCheck:
     def __init__(self, running: Mapping[int, Open], notes: Notes, limits: StallLimits) -> None:
         self._running, self._notes, self._limits = running, notes, limits
         self._wake_s = min(2.0, max(0.05, limits.warn_s / 10))
-        self._answer_s = max(1.0, 3 * self._wake_s)
+        self._answer_s = max(2.0, 3 * self._wake_s)
         self._waiting: Open | None = None
         self._due_s = 0.0
         self._round = 0
@@ -99,7 +106,7 @@ class StallCheck:
     def _follow(self, oldest: Open | None) -> None:
         if oldest is not self._waiting:
             # Rank 0 comes first; who hears of it meanwhile leaves the word to it.
-            self._due_s = self._limits.warn_s + 2 * self._wake_s * (self._notes.rank > 0)
+            self._due_s = self._limits.warn_s + self._answer_s * (self._notes.rank > 0)
             self._asked_s = None
         self._waiting = oldest
 

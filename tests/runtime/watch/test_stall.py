@@ -39,9 +39,8 @@ def test_a_rank_that_cannot_answer_is_named_too() -> None:
 
 
 @launched
-@pytest.mark.parametrize("env", [{}, {**WARN, "HOROVOD_STALL_CHECK_DISABLE": "1"}])
-def test_no_warning_before_the_limit_nor_when_switched_off(env: dict[str, str]) -> None:
-    result = succeed(run_ranks(2, SCRIPT, "late", "3", env=env))
+def test_it_can_be_switched_off() -> None:
+    result = succeed(run_ranks(2, SCRIPT, "late", "4", env={**WARN, "HOROVOD_STALL_CHECK_DISABLE": "1"}))
     assert "has waited" not in result.stderr
 
 
@@ -52,7 +51,7 @@ def test_no_warning_before_the_limit_nor_when_switched_off(env: dict[str, str]) 
 )
 def test_the_job_ends_after_the_second_limit(way: str, missing: str, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    result = run_ranks(3, SCRIPT, way, mark, env={**WARN, "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "3"})
+    result = run_ranks(3, SCRIPT, way, mark, env={**WARN, "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": "6"})
     ended_s = time.time()
     report = f"\n--- stdout\n{result.stdout}\n--- stderr\n{result.stderr}"
     assert result.returncode == 1, report
@@ -75,16 +74,15 @@ def test_the_job_ends_after_the_second_limit(way: str, missing: str, tmp_path: P
 
 @launched
 def test_notes_that_nobody_reads_do_not_keep_the_job_from_ending() -> None:
-    result = succeed(run_ranks(3, SCRIPT, "gone", "4", env=WARN, timeout_s=60))
+    result = succeed(run_ranks(3, SCRIPT, "gone", "5", env=WARN, timeout_s=60))
     assert "rank 2 has not come (rank 2 does not answer: ended, stopped or hung)" in result.stderr
     assert result.stdout.count("worked to the end") == 2
 
 
 @launched
 def test_below_thread_multiple_nothing_is_watched_which_is_said_once() -> None:
-    result = succeed(run_ranks(2, SCRIPT, "serialized", "3", env=WARN))
-    assert result.stderr.count("below MPI_THREAD_MULTIPLE: collectives that hang are not noticed") == 2  # two init()
-    assert "has waited" not in result.stderr
+    result = succeed(run_ranks(2, SCRIPT, "serialized", env=WARN))
+    assert result.stderr.count("below MPI_THREAD_MULTIPLE: collectives that hang are not noticed") == 1
     assert result.stdout.count("worked to the end") == 2
 
 
