@@ -70,7 +70,7 @@ class Watch:
         """
         if self._records and (self._timeline is None or self._timeline.path != path):
             self.stop_timeline()
-            self._timeline = open_timeline(path, self._epoch_us)
+            self._timeline = open_timeline(path, self._epoch_us, self._open)
 
     def stop_timeline(self) -> None:
         """Complete the timeline's file, if one is being recorded; Horovod must have closed its own."""

@@ -2,8 +2,8 @@
 
 A thread on every rank wakes now and then. One whose rank has waited too long in a collective asks all others what
 they are doing, and their threads answer whatever the main thread is at. Horovod's engine does the same with what it
-negotiates (horovod/common/stall_inspector.cc). The lowest rank of those that wait in a
-collective speaks for them; it asks first, and a higher one that is asked leaves the word to it.
+negotiates (horovod/common/stall_inspector.cc). The lowest rank of those that wait in a collective speaks for them: it
+asks first, and a higher one that is asked leaves the word to it.
 """
 
 import functools

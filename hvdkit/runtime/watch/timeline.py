@@ -7,7 +7,9 @@ killed opens too. It grows once a second, on a thread of its own; a clean stop c
 import json
 import logging
 import threading
+import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,10 +23,10 @@ _PROCESS = 1_000_000_000
 """hvdkit's own "process"; Horovod numbers its tensors as processes from 1."""
 
 
-def open_timeline(path: str, epoch_us: float) -> "Timeline | None":
+def open_timeline(path: str, epoch_us: float, running: Mapping[int, Open]) -> "Timeline | None":
     """A timeline that records into `path` (overwritten); None, with a warning, if the file cannot be written."""
     try:
-        return Timeline(path, epoch_us)
+        return Timeline(path, epoch_us, running)
     except OSError as error:
         _log.warning("no timeline is recorded: %s cannot be written (%s)", path, error)
         return None
@@ -34,13 +36,17 @@ class Timeline:
     """Records collectives into the file `path`, together with what Horovod's engine writes beside it.
 
     Times are microseconds of the monotonic clock, which has its zero `epoch_us` after 1970 by the system's clock.
+    `running` are the collectives that have not ended, by thread: one that takes long gets a mark when it began, since a
+    job that hangs in it is killed before it ends.
     """
 
-    def __init__(self, path: str, epoch_us: float) -> None:
+    def __init__(self, path: str, epoch_us: float, running: Mapping[int, Open]) -> None:
         """Raises OSError if the file cannot be written."""
         self.path = path
         self._file: TextIO = Path(path).open("w", encoding="utf-8")  # noqa: SIM115, open as long as this is
         self._engine = EngineTimeline(beside(path), epoch_us)
+        self._running = running
+        self._marked: dict[int, Open] = {}
         self._threads: dict[int, int] = {}
         self._added: deque[tuple[Open, int, int]] = deque()
         self._file.write("[\n")
@@ -71,6 +77,7 @@ class Timeline:
         try:
             while not self._stop.wait(_FLUSH_S):
                 self._write_added()
+                self._mark_long_ones()
                 self._file.flush()
         except OSError as error:
             self._added = deque(maxlen=0)
@@ -92,6 +99,22 @@ class Timeline:
                 "args": {"kind": kind, "algorithm": algorithm, "bytes": nbytes, "number": number},
             }
             self._file.write(json.dumps(event) + ",\n")
+
+    def _mark_long_ones(self) -> None:
+        began_before_ns = time.monotonic_ns() - _FLUSH_S * 1e9
+        for thread, collective in list(self._running.items()):
+            if collective[0] < began_before_ns and self._marked.get(thread) is not collective:
+                self._marked[thread] = collective
+                event = {
+                    "name": f"waits in {collective[2]}",
+                    "ph": "i",
+                    "s": "t",
+                    "ts": collective[0] / 1000,
+                    "pid": _PROCESS,
+                    "tid": self._row_of(thread),
+                    "args": {"kind": collective[3], "algorithm": collective[4]},
+                }
+                self._file.write(json.dumps(event) + ",\n")
 
     def _row_of(self, thread: int) -> int:
         """Threads get the numbers 1, 2, ... and keep their names."""

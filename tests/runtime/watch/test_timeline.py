@@ -91,6 +91,8 @@ def test_the_file_of_a_killed_job_lacks_only_its_end(tmp_path: Path) -> None:
     records = json.loads(path.read_text().rstrip().rstrip(",") + "]")
     check_format(records, is_complete=False)
     check_clocks(records, result.stdout)
+    (mark,) = [record for record in records if record["ph"] == "i"]
+    assert mark["name"] == "waits in the last" and mark["args"] == {"kind": "barrier", "algorithm": "mpi"}
 
 
 @pytest.mark.launch
@@ -154,7 +156,7 @@ def test_a_name_that_breaks_horovods_json_costs_its_own_record_only(tmp_path: Pa
 
 def test_collectives_of_threads_and_names_of_any_kind(tmp_path: Path) -> None:
     path = str(tmp_path / "timeline.json")
-    timeline = open_timeline(path, 0.0)
+    timeline = open_timeline(path, 0.0, {})
     assert timeline is not None
     names = ['a "quoted" name', "back\\slash", "läyer", "line\nbreak"]
     for number, name in enumerate(names):

@@ -89,10 +89,11 @@ elif WAY == "timeline":
         time.sleep(0.02)
     say(end_us=time.monotonic_ns() / 1000)
     if WORDS == ["kill"]:
-        time.sleep(2.5)
-        if world.rank == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(1000)
+        with watched("the last"):
+            time.sleep(3.5)
+            if world.rank == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(1000)
 elif WAY == "dynamic":
     first, second = WORDS
     for path, name in ((first, "one"), (second, "two")):
