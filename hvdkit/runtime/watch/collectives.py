@@ -60,8 +60,9 @@ class Watch:
         ended = self._open.pop(thread)
         if ended[7] is not None:
             self._open[thread] = ended[7]
-        if self._timeline is not None:
-            self._timeline.add(ended, monotonic_ns(), thread)
+        timeline = self._timeline  # another thread may stop it meanwhile
+        if timeline is not None:
+            timeline.add(ended, monotonic_ns(), thread)
 
     def start_timeline(self, path: str) -> None:
         """Record into the file `path` from now on, with what Horovod's engine writes beside it; rank 0 alone does.
