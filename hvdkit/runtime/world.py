@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -41,6 +41,8 @@ class World:
     cross_comm: "MPI.Comm | None" = None
     watch: Watch = field(default_factory=Watch, repr=False, compare=False)
     """Told of each blocking collective that does not run in Horovod's engine."""
+    attachments: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What other packages made for this world, each with a `close()`, which `shutdown()` calls in order."""
 
     @property
     def is_root(self) -> bool:
