@@ -16,6 +16,8 @@ from hvdkit.runtime.failure import FailureHooks
 from hvdkit.runtime.first_check import check_unverified
 from hvdkit.runtime.launcher import launch_info
 from hvdkit.runtime.mpi import start_mpi
+from hvdkit.runtime.watch import Watch
+from hvdkit.runtime.watch.engine_timeline import engine_writes_beside, timeline_path
 from hvdkit.runtime.world import World, fair_threads, usable_cores
 
 NOT_INITIALIZED = "Horovod has not been initialized; use hvd.init()."
@@ -71,7 +73,8 @@ def init(comm: Any = None, process_sets: Any = None) -> World:
         )
     own = None if mpi is None else _communicator(mpi, comm)
     # Horovod would use a list of ranks again in every later init(), whatever that asks for; a communicator it forgets.
-    engine.mpi_ops.init(comm=own if own is not None and isinstance(comm, list) else comm, process_sets=process_sets)
+    with engine_writes_beside():
+        engine.mpi_ops.init(comm=own if own is not None and isinstance(comm, list) else comm, process_sets=process_sets)
     if not _process.at_exit_installed:
         # Registered after Horovod's own handler, so that it runs first.
         atexit.register(_finish)
@@ -79,6 +82,8 @@ def init(comm: Any = None, process_sets: Any = None) -> World:
     _process.generation += 1
     _process.unnamed.clear()
     _process.world = _make_world(engine, mpi, own)
+    if (path := timeline_path()) is not None:
+        _process.world.watch.start_timeline(path)
     if _process.world.size > 1:
         _process.watch_for_failure(_process.world.rank, _process.world.size)
         check_unverified(_process.world)
@@ -88,6 +93,8 @@ def init(comm: Any = None, process_sets: Any = None) -> World:
 def shutdown() -> None:
     """Stop Horovod. Collective. MPI goes on until the process ends, so that `init()` works again."""
     world, _process.world = _process.world, None
+    if world is not None:
+        world.watch.close()
     horovod().mpi_ops.shutdown()
     if world is not None:
         for attachment in reversed(list(world.attachments.values())):
@@ -149,6 +156,7 @@ def _make_world(engine: Any, mpi: Any, own: Any) -> World:
         threads=1,
         generation=_process.generation,
         comm=own,
+        watch=Watch(rank, size, own, mpi),
     )
     if world.comm is not None:
         world = replace(

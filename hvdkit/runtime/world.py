@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hvdkit.runtime.watch.collectives import Watch
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -37,6 +39,8 @@ class World:
     comm: "MPI.Comm | None" = None
     local_comm: "MPI.Comm | None" = None
     cross_comm: "MPI.Comm | None" = None
+    watch: Watch = field(default_factory=Watch, repr=False, compare=False)
+    """Told of each blocking collective that does not run in Horovod's engine."""
     attachments: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What other packages made for this world, each with a `close()`, which `shutdown()` calls in order."""
 

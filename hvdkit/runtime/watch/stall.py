@@ -1,0 +1,181 @@
+"""The stall check of blocking collectives: says which ranks have not come, and ends the job where that was asked for.
+
+A thread on every rank wakes now and then. One whose rank has waited too long in a collective asks all others what
+they are doing, and their threads answer whatever the main thread is at. Horovod's engine does the same with what it
+negotiates (horovod/common/stall_inspector.cc). The lowest rank of those that wait in a collective speaks for them: it
+asks first, and a higher one that is asked leaves the word to it.
+"""
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from operator import itemgetter
+from typing import Any
+
+from hvdkit.errors import HvdkitError
+from hvdkit.runtime.failure import fail_job
+from hvdkit.runtime.watch.limits import StallLimits, stall_limits
+from hvdkit.runtime.watch.notes import Notes
+from hvdkit.runtime.watch.open_collective import Open, outermost
+
+_log = logging.getLogger(__name__)
+
+_NAME_LIMIT = 200
+"""Characters of a name, and with `_NOTE_LIMIT` collectives of a rank, that fit into a note."""
+_NOTE_LIMIT = 4
+
+Place = tuple[str, str, str]
+"""Kind, name and algorithm of a collective that a rank is in."""
+
+
+def make_stall_check(running: Mapping[int, Open], mpi: Any, comm: Any) -> "StallCheck | None":
+    """The stall check over `comm`, which it keeps; None where it is switched off or MPI's threads do not allow it."""
+    limits = stall_limits()
+    if limits is None:
+        return None
+    if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
+        if comm.Get_rank() == 0:
+            _say_that_nothing_is_watched()
+        return None
+    return StallCheck(running, Notes(mpi, comm), limits)
+
+
+@functools.cache  # once in this process
+def _say_that_nothing_is_watched() -> None:
+    _log.warning("MPI was started below MPI_THREAD_MULTIPLE: collectives that hang are not noticed")
+
+
+class StallCheck:
+    """Looks now and then at `running`, the collectives of this rank by thread, until `close`."""
+
+    def __init__(self, running: Mapping[int, Open], notes: Notes, limits: StallLimits) -> None:
+        self._running, self._notes, self._limits = running, notes, limits
+        self._wake_s = min(2.0, max(0.05, limits.warn_s / 10))
+        self._answer_s = max(2.0, 3 * self._wake_s)
+        self._waiting: Open | None = None
+        self._due_s = 0.0
+        self._round = 0
+        self._asked_s: float | None = None
+        self._answers: dict[int, list[Place]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hvdkit stall check", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking. Not collective."""
+        self._stop.set()
+        self._thread.join()
+        self._notes.close()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(self._wake_s):
+                self._look()
+        except Exception:
+            _log.exception("the stall check of rank %d has ended", self._notes.rank)
+
+    def _look(self) -> None:
+        running = self._oldest_first()
+        self._follow(running[0] if running else None)
+        places = [_place(one) for one in running[:_NOTE_LIMIT]]
+        for sender, (kind, number, theirs) in self._notes.receive():
+            if kind == "ask":
+                self._notes.send(sender, ("answer", number, places))
+                if self._waiting is not None and sender < self._notes.rank and _is_in(self._waiting, theirs):
+                    self._asked_s = None
+                    self._due_s = self._waited_s(self._waiting) + self._limits.warn_s
+            elif number == self._round:
+                self._answers[sender] = theirs
+        if self._waiting is None:
+            return
+        waited_s = self._waited_s(self._waiting)
+        if self._asked_s is not None:
+            if len(self._answers) == len(self._others(self._waiting)) or waited_s - self._asked_s > self._answer_s:
+                self._asked_s = None
+                self._speak(self._waiting)
+        elif waited_s > self._due_s:
+            self._due_s = self._next_due_s(waited_s)
+            self._asked_s = waited_s
+            self._round += 1
+            self._answers = {}
+            for rank in self._others(self._waiting):
+                self._notes.send(rank, ("ask", self._round, [_place(self._waiting)]))
+
+    def _follow(self, oldest: Open | None) -> None:
+        if oldest is not self._waiting:
+            # Rank 0 comes first; who hears of it meanwhile leaves the word to it.
+            self._due_s = self._limits.warn_s + self._answer_s * (self._notes.rank > 0)
+            self._asked_s = None
+        self._waiting = oldest
+
+    def _next_due_s(self, waited_s: float) -> float:
+        due_s = waited_s + self._limits.warn_s
+        if waited_s < self._limits.shutdown_s < due_s:
+            return self._limits.shutdown_s
+        return due_s
+
+    def _speak(self, waiting: Open) -> None:
+        _, _, name, kind, algorithm, _, _, _ = waiting
+        waited_s = self._waited_s(waiting)
+        text = f"waited {waited_s:.0f} s in {kind} {name!r} ({algorithm}): {self._who_is_missing(waiting)}"
+        if 0 < self._limits.shutdown_s < waited_s:
+            fail_job(HvdkitError(f"it has {text}"), self._notes.rank, self._notes.size)
+        _log.warning("rank %d of %d has %s", self._notes.rank, self._notes.size, text)
+
+    def _who_is_missing(self, waiting: Open) -> str:
+        away: list[int] = []
+        silent: list[int] = []
+        elsewhere: dict[str, list[int]] = {}
+        for rank in self._others(waiting):
+            places = self._answers.get(rank)
+            if not places:
+                away.append(rank)
+                if places is None:
+                    silent.append(rank)
+            elif not _is_in(waiting, places):
+                kind, name, algorithm = places[0]
+                elsewhere.setdefault(f"{kind} {name!r} ({algorithm})", []).append(rank)
+        said = []
+        if away:
+            said.append(f"{_ranks(away)} {'has' if len(away) == 1 else 'have'} not come")
+        if silent:
+            said[-1] += f" ({_ranks(silent)} {'does' if len(silent) == 1 else 'do'} not answer: ended, stopped or hung)"
+        said += [
+            f"{_ranks(ranks)} {'is' if len(ranks) == 1 else 'are'} in {place}" for place, ranks in elsewhere.items()
+        ]
+        return ", ".join(said) or "all ranks are in it, so its transfer hangs"
+
+    def _others(self, waiting: Open) -> list[int]:
+        members = range(self._notes.size) if waiting[6] is None else waiting[6]
+        return [rank for rank in members if rank != self._notes.rank]
+
+    def _oldest_first(self) -> list[Open]:
+        return sorted(map(outermost, list(self._running.values())), key=itemgetter(0))
+
+    @staticmethod
+    def _waited_s(waiting: Open) -> float:
+        return (time.monotonic_ns() - waiting[0]) / 1e9
+
+
+def _place(collective: Open) -> Place:
+    _, _, name, kind, algorithm, _, _, _ = collective
+    return kind, name[:_NAME_LIMIT], algorithm
+
+
+def _is_in(waiting: Open, places: Iterable[Iterable[str]]) -> bool:
+    kind, name, _ = _place(waiting)
+    return any((theirs_kind, theirs_name) == (kind, name) for theirs_kind, theirs_name, _ in places)
+
+
+def _ranks(numbers: list[int]) -> str:
+    """`rank 3`, `ranks 2, 3`, `ranks 1-5, 9`."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = [", ".join(map(str, run)) if len(run) < 3 else f"{run[0]}-{run[-1]}" for run in runs]
+    return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(parts)}"
