@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from hvdkit.compression import Compression
 from hvdkit.optim.buckets import DEFAULT_BUCKET_BYTES
+from hvdkit.optim.compression import Compression
 from hvdkit.optim.options import ReducerOptions
 from hvdkit.optim.wrapped import Settings, wrap
 from hvdkit.runtime import require_world
