@@ -48,7 +48,10 @@ class Int8:
 
 
 class Int8Compression:
-    """One bucket's residual. Sends, for n values in b blocks, (p-1)(4 ceil(n/4) + 4b) bytes (8b for float64)."""
+    """One bucket's residual.
+
+    Sends, for n values in b blocks, (p-1) * (n + 4b) bytes, n rounded up to a multiple of 4; 8 for float64.
+    """
 
     def __init__(self, options: Int8, shapes: Sequence[torch.Size], dtype: torch.dtype, device: torch.device) -> None:
         self._dtype = real_dtype(dtype)
@@ -95,7 +98,9 @@ class Int8Compression:
     def _quantised(self, flat: torch.Tensor) -> torch.Tensor:
         """What this rank sends: the scales and the quantised values of `flat` plus the residual, as bytes."""
         width = self._residual.flat.element_size()
-        payload = torch.zeros(self._blocks * width + -(-self._count // 4) * 4, dtype=torch.uint8, device=flat.device)
+        # A whole number of scales, so that the next rank's scales stay aligned when payloads are concatenated.
+        words = self._blocks + -(-self._count // width)
+        payload = torch.zeros(words * width, dtype=torch.uint8, device=flat.device)
         all_scales, all_quantised = self._parts(payload)
         for (values, blocks), work, magnitude in self._pieces():
             whole = work.view(-1)[: values.stop - values.start]
