@@ -87,9 +87,8 @@ def test_orthonormal(dtype: torch.dtype, tolerance: float) -> None:
     twice = tall[:, [0, 1, 0, 1]]
     uneven = tall * torch.tensor([1, 1e-2, 1e-4, 1e-5], dtype=dtype)
     cases = [tall, twice, uneven, tall * 1e30, tall * 1e-30, torch.zeros(5, 4, dtype=dtype), tall[:4]]
-    for matrix, result, rank in zip(
-        cases, orthonormal([case.t() for case in cases]), [4, 2, 4, 4, 4, 0, 4], strict=True
-    ):
+    ranks = [4, 2, 4, 4, 4, 0, 4]
+    for matrix, rows, rank in zip(cases, orthonormal([case.t() for case in cases]), ranks, strict=True):
         result = rows.t()
         gram = result.double().t() @ result.double()
         lengths = gram.diagonal()
