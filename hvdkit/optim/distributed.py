@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from hvdkit.collectives import check_strategy, why_no_direct
-from hvdkit.compression import Compression
 from hvdkit.optim.buckets import DEFAULT_BUCKET_BYTES
+from hvdkit.optim.compression import Compression
 from hvdkit.optim.options import ReducerOptions
 from hvdkit.optim.wrapped import Settings, wrap
 from hvdkit.runtime import require_world

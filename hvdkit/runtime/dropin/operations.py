@@ -1,6 +1,6 @@
 """Horovod's operations with Horovod's signatures, for every dtype that Horovod takes and for bfloat16.
 
-Where no tensor is bfloat16 the call goes to Horovod unchanged.
+Where no tensor is bfloat16 and nothing is compressed the call goes to Horovod unchanged.
 """
 
 import functools
@@ -73,12 +73,17 @@ def _compress(plain: Operation, tensors: list[Any], args: Any, kwargs: Any) -> t
     return [*sent], lambda results: [*map(compression.decompress, results, contexts)], call
 
 
+def _is_compressed(plain: Operation, args: Any, kwargs: Any) -> bool:
+    """Whether the call names a compression, which may turn any dtype into bfloat16."""
+    return inspect.signature(plain).bind_partial(None, *args, **kwargs).arguments.get("compression") is not None
+
+
 def _reduction(plain: Operation) -> Operation:
     """A reduction of one tensor that returns its result (differentiable)."""
 
     @functools.wraps(plain)
     def operation(tensor: Any, *args: Any, **kwargs: Any) -> Any:
-        if not bf16.is_bfloat16(tensor):
+        if not bf16.is_bfloat16(tensor) and not _is_compressed(plain, args, kwargs):
             return plain(tensor, *args, **kwargs)
         (sent,), decompress, rest = _compress(plain, [tensor], args, kwargs)
         return decompress([bf16.narrow_like(plain(bf16.widen(sent), **rest), sent)])[0]
@@ -113,7 +118,7 @@ def _grouped(plain: Operation) -> Operation:
 
     @functools.wraps(plain)
     def operation(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-        if not bf16.any_bfloat16(tensors):
+        if not bf16.any_bfloat16(tensors) and not _is_compressed(plain, args, kwargs):
             return plain(tensors, *args, **kwargs)
         sent, decompress, rest = _compress(plain, [*tensors], args, kwargs)
         results = plain([bf16.widen(tensor) for tensor in sent], **rest)
