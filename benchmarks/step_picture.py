@@ -1,0 +1,85 @@
+"""Pictures of the benchmarks that start jobs: bars for what was measured, one panel for each situation."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.step_arms import ARMS
+
+COLOURS = ("#4c566a", "#bf616a", "#d08770", "#b48ead", "#5e81ac", "#88c0d0", "#a3be8c", "#ebcb8b")
+
+
+def new_figure(panels: int, height_in: float = 4.0, width_in: float = 4.4) -> tuple[Any, list[Any]]:
+    """A figure with `panels` axes side by side; needs matplotlib (`pip install 'hvdkit[plot]'`)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, panels, figsize=(max(1, panels) * width_in, height_in), squeeze=False)
+    for axis in axes[0]:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes[0])
+
+
+def save_figure(figure: Any, path: Path) -> Path:
+    """Write `figure` to `path` (PNG), making its folder; returns `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def draw_bars(axis: Any, names: Sequence[str], values: Sequence[float], colours: Sequence[str], unit: str) -> None:
+    """Horizontal bars from the top down, each with its value at its end."""
+    places = range(len(names))
+    axis.barh(places, values, color=colours)
+    axis.set_yticks(places, names)
+    axis.invert_yaxis()
+    axis.set_xlabel(unit)
+    axis.set_xlim(0, 1.18 * max(values, default=1))
+    for place, value in zip(places, values, strict=True):
+        axis.text(value, place, f" {value:.3g}", va="center", fontsize=8)
+
+
+def draw_steps(comparisons: Sequence[Sequence[dict[str, Any]]], path: Path) -> Path:
+    """One panel for each model, optimizer and number of ranks: the arms' step times, and local only as a line."""
+    figure, axes = new_figure(len(comparisons))
+    for axis, records in zip(axes, comparisons, strict=True):
+        first = records[0]
+        colours = [COLOURS[list(ARMS).index(record["arm"]) % len(COLOURS)] for record in records]
+        names = [ARMS[record["arm"]].label for record in records]
+        draw_bars(axis, names, [record["mean_s"] * 1e3 for record in records], colours, "ms a step (mean)")
+        for record in records:
+            if record["arm"] == "local":
+                axis.axvline(record["mean_s"] * 1e3, color=COLOURS[0], linestyle=":", linewidth=1)
+        axis.set_title(f"{first['parameters'] / 1e6:.0f}M, {first['optimizer']}, {first['ranks']} ranks", fontsize=10)
+    return save_figure(figure, path)
+
+
+def draw_hosts(
+    reduces: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]], label: Callable[[str], str], path: Path
+) -> Path:
+    """For each link how many times the wire's bound an all-reduce takes, by size; then the training steps' times."""
+    links = sorted({record["megabits_per_s"] for record in reduces}, reverse=True)
+    figure, axes = new_figure(len(links) + bool(steps), width_in=5.2)
+    names = list(dict.fromkeys(record["algorithm"] for record in reduces))
+    for axis, link in zip(axes, links, strict=False):
+        for name in names:
+            mine = [record for record in reduces if (record["algorithm"], record["megabits_per_s"]) == (name, link)]
+            ratios = [record["median_s"] / record["bound_s"] for record in mine]
+            style = {"linestyle": "--"} if "hvdkit" not in name else {}
+            axis.plot([record["bytes"] / 2**20 for record in mine], ratios, marker="o", label=label(name), **style)
+        axis.axhline(1, color="black", linewidth=1, linestyle=":")
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xlabel("message, MiB")
+        axis.set_ylabel("time / wire bound")
+        axis.set_title(f"all-reduce, {link} Mbit/s", fontsize=10)
+        axis.legend(fontsize=7)
+    if steps:
+        colours = [COLOURS[list(ARMS).index(record["arm"]) % len(COLOURS)] for record in steps]
+        labels = [ARMS[record["arm"]].label for record in steps]
+        draw_bars(axes[-1], labels, [record["mean_s"] * 1e3 for record in steps], colours, "ms a step (mean)")
+        axes[-1].set_title(f"training {steps[0]['model']}, {steps[0]['megabits_per_s']} Mbit/s", fontsize=10)
+    return save_figure(figure, path)
