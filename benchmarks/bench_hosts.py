@@ -185,14 +185,12 @@ def print_all_reduces(records: Sequence[dict[str, Any]]) -> None:
     rows: list[list[str]] = []
     stock = {record["bytes"]: record["median_s"] for record in records if record["algorithm"] == "stock"}
     for record in records:
-        if not rows or rows[-1][0] != f"{record['bytes'] / KIB:.0f}":
-            rows.append(
-                [f"{record['bytes'] / KIB:.0f}", "wire bound", f"{record['bound_s'] * 1e3:.2f}", "", "1.00", ""]
-            )
+        size, bound_s = f"{record['bytes'] / KIB:.0f}", record["bound_s"]
+        if not rows or rows[-1][0] != size:
+            rows.append([size, "wire bound", f"{bound_s * 1e3:.2f}", "", "1.00", ""])
         ratio = f"{stock[record['bytes']] / record['median_s']:.2f}" if record["bytes"] in stock else "-"
-        rows.append([f"{record['bytes'] / KIB:.0f}", label(record["algorithm"]), f"{record['median_s'] * 1e3:.2f}",
-                     f"{record['mean_s'] * 1e3:.2f}", f"{record['median_s'] / record['bound_s']:.2f}",
-                     ratio])  # fmt: skip
+        times = [f"{record[key] * 1e3:.2f}" for key in ("median_s", "mean_s")]
+        rows.append([size, label(record["algorithm"]), *times, f"{record['median_s'] / bound_s:.2f}", ratio])
     print_table(
         f"\nall-reduce of float32, {len(NAMES)} hosts x {RANKS_PER_HOST} ranks, {records[0]['megabits_per_s']} Mbit/s",
         ["KiB", "algorithm", "median ms", "mean ms", "of the bound", "times as fast as stock"],

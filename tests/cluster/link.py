@@ -1,4 +1,4 @@
-"""The speed of the links between the hosts of a cluster: each host's eth0 sends no faster than this (tc's token bucket).
+"""The speed of the links between a cluster's hosts: each eth0 sends no faster than this (tc's token bucket).
 
 The bucket is small, so that a message of some tens of KB does not slip through at the machine's own speed; for that
 the kernel must not hand over 64 KB at once either.
