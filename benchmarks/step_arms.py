@@ -143,8 +143,10 @@ def start_gloo(folder: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=place.rank, world_size=place.size)
 
 
-def measure_steps(arm: str, options: StepOptions, folder: Path) -> dict[str, Any]:
-    """Train on this rank; returns its step times (s), losses, and peak memory (bytes).
+def measure_steps(
+    arm: str, options: StepOptions, folder: Path, before_close: Callable[[nn.Module], dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Train on this rank; returns its step times (s), losses, peak memory (bytes), and what `before_close` returns.
 
     The job's ranks share `folder`. Memory is read at the end of the steps before and after the timed ones, with the
     gradients still there: PSS, which counts a page that k processes map 1/k in each, and the kernel's own peak of
@@ -192,8 +194,10 @@ def measure_steps(arm: str, options: StepOptions, folder: Path) -> dict[str, Any
         while not all_said(folder, "end"):
             step()
     step_untimed()
+    more = before_close(model) if before_close is not None else {}
     close()
     return {
+        **more,
         "step_s": step_s,
         "losses": losses,
         "pss_peak_bytes": pss_bytes,

@@ -83,3 +83,48 @@ def draw_hosts(
         draw_bars(axes[-1], labels, [record["mean_s"] * 1e3 for record in steps], colours, "ms a step (mean)")
         axes[-1].set_title(f"training {steps[0]['model']}, {steps[0]['megabits_per_s']} Mbit/s", fontsize=10)
     return save_figure(figure, path)
+
+
+def draw_stragglers(records: Sequence[dict[str, Any]], factor: float, path: Path) -> Path:
+    """One panel for each number of ranks and size: the arms' rounds in each situation."""
+    panels = list(dict.fromkeys((record["ranks"], record["bytes"]) for record in records))
+    figure, axes = new_figure(len(panels))
+    for axis, panel in zip(axes, panels, strict=True):
+        mine = [record for record in records if (record["ranks"], record["bytes"]) == panel]
+        arms = list(dict.fromkeys(record["arm"] for record in mine))
+        situations = list(dict.fromkeys(record["situation"] for record in mine))
+        for number, situation in enumerate(situations):
+            times = [record["median_s"] * 1e3 for record in mine if record["situation"] == situation]
+            places = [place + 0.27 * (number - 1) for place in range(len(arms))]
+            axis.barh(places, times, height=0.25, label=situation, color=COLOURS[number])
+        axis.set_yticks(range(len(arms)), arms)
+        axis.invert_yaxis()
+        axis.set_xlabel(f"ms a round (slow: {factor:g} times the work)")
+        axis.set_title(f"{panel[0]} ranks, {panel[1] / 1024:.0f} KiB", fontsize=10)
+        axis.legend(fontsize=7)
+    return save_figure(figure, path)
+
+
+def draw_scaling(records: Sequence[dict[str, Any]], ranks_with_cores: float, path: Path) -> Path:
+    """Weak and strong scaling: efficiency over ranks, measured, predicted, and what the cores allow."""
+    modes = list(dict.fromkeys(record["mode"] for record in records))
+    figure, axes = new_figure(len(modes))
+    for axis, mode in zip(axes, modes, strict=True):
+        mine = [record for record in records if record["mode"] == mode]
+        ranks = [record["ranks"] for record in mine]
+        axis.plot(ranks, [min(1, ranks_with_cores / p) for p in ranks], ":", color="black", label="cores allow")
+        axis.plot(
+            ranks, [record["compute_efficiency"] for record in mine], "--", color=COLOURS[1], label="compute alone"
+        )
+        if all(record["predicted_efficiency"] is not None for record in mine):
+            predicted = [record["predicted_efficiency"] for record in mine]
+            axis.plot(ranks, predicted, "-.", color=COLOURS[2], label="predicted")
+        axis.plot(ranks, [record["efficiency"] for record in mine], "o-", color=COLOURS[4], label="measured")
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ranks, [str(p) for p in ranks])
+        axis.set_ylim(0, None)
+        axis.set_xlabel("ranks")
+        axis.set_ylabel("efficiency")
+        axis.set_title(f"{mode} scaling", fontsize=10)
+        axis.legend(fontsize=7)
+    return save_figure(figure, path)
