@@ -9,7 +9,7 @@ sleeps, and so shows what the straggler costs by itself on these cores:
     added delay = round with a straggler - even round, both with this all-reduce, minus the own delay
 
 Above 0 the all-reduce makes the delay worse, below 0 it hides some of it behind communication that went on meanwhile.
-A round lasts from the moment that the ranks leave a barrier until the last has the sum (clocks of one machine).
+A round lasts from the moment that the first rank leaves a barrier until the last has the sum (one machine, one clock).
 """
 
 import argparse
@@ -111,7 +111,7 @@ def summarise(ranks: int, reports: list[dict[str, Any]]) -> list[dict[str, Any]]
         for arm, by_situation in by_arm.items():
             for situation in by_situation:
                 spans = zip(*(rank["spans"][nbytes][arm][situation] for rank in reports), strict=True)
-                seconds = [max(end for _, end in span) - max(start for start, _ in span) for span in spans]
+                seconds = [max(end for _, end in span) - min(start for start, _ in span) for span in spans]
                 low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
                 records.append({"ranks": ranks, "bytes": int(nbytes), "arm": arm, "situation": situation,
                                 "median_s": median, "quartiles_s": [low, high]})  # fmt: skip
