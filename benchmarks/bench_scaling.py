@@ -48,7 +48,9 @@ def measure_in_turn(jobs: Sequence[Job], options: StepOptions, rounds: int) -> d
         for arm, ranks, batch_size in jobs:
             start = time.perf_counter()
             step = StepOptions(options.model, options.optimizer, options.threads, options.steps, batch_size=batch_size)
-            reports = run_job(on_this_machine(ranks, __file__, "--rank-of", arm, *step.words()), ranks)
+            words = ["--rank-of", arm, *step.words()]
+            alone = [sys.executable, __file__, *words]  # needs no launcher
+            reports = run_job(alone if arm == "local" else on_this_machine(ranks, __file__, *words), ranks)
             mean_s = statistics.mean(seconds for rank in reports for seconds in rank["step_s"])
             found[arm, ranks, batch_size].append({**reports[0], "mean_s": mean_s})
             took = f"{mean_s * 1e3:.0f} ms a step (the job: {time.perf_counter() - start:.0f} s)"
