@@ -10,16 +10,21 @@ COLOURS = ("#4c566a", "#bf616a", "#d08770", "#b48ead", "#5e81ac", "#88c0d0", "#a
 
 
 def new_figure(panels: int, height_in: float = 4.0, width_in: float = 4.4) -> tuple[Any, list[Any]]:
-    """A figure with `panels` axes side by side; needs matplotlib (`pip install 'hvdkit[plot]'`)."""
+    """A figure with `panels` axes, at most four in a row; needs matplotlib (`pip install 'hvdkit[plot]'`)."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, panels, figsize=(max(1, panels) * width_in, height_in), squeeze=False)
-    for axis in axes[0]:
+    columns = max(1, min(panels, 4))
+    rows = max(1, -(-panels // columns))
+    figure, grid = pyplot.subplots(rows, columns, figsize=(columns * width_in, rows * height_in), squeeze=False)
+    axes = list(grid.flat)
+    for axis in axes[panels:]:
+        axis.remove()
+    for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, list(axes[0])
+    return figure, axes[:panels]
 
 
 def save_figure(figure: Any, path: Path) -> Path:
@@ -39,7 +44,7 @@ def draw_bars(axis: Any, names: Sequence[str], values: Sequence[float], colours:
     axis.set_xlabel(unit)
     axis.set_xlim(0, 1.18 * max(values, default=1))
     for place, value in zip(places, values, strict=True):
-        axis.text(value, place, f" {value:.3g}", va="center", fontsize=8)
+        axis.text(value, place, f" {value:.0f}" if value >= 100 else f" {value:.3g}", va="center", fontsize=8)
 
 
 def draw_steps(comparisons: Sequence[Sequence[dict[str, Any]]], path: Path) -> Path:
@@ -76,7 +81,9 @@ def draw_hosts(
         axis.set_xlabel("message, MiB")
         axis.set_ylabel("time / wire bound")
         axis.set_title(f"all-reduce, {link} Mbit/s", fontsize=10)
-        axis.legend(fontsize=7)
+        low, high = axis.get_ylim()
+        axis.set_ylim(low, high * (high / low) ** 0.6)  # room for the legend
+        axis.legend(fontsize=7, ncols=2, loc="upper right")
     if steps:
         colours = [COLOURS[list(ARMS).index(record["arm"]) % len(COLOURS)] for record in steps]
         labels = [ARMS[record["arm"]].label for record in steps]
