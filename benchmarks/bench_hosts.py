@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from benchmarks.job import print_record, print_table
-from benchmarks.measured_job import UNAVAILABLE, JobError, report, run_job
+from benchmarks.measured_job import UNAVAILABLE, JobError, end_when_told, report, run_job
 from benchmarks.step_arms import ARMS, SIZES, StepOptions, measure_steps, start_gloo
 from benchmarks.step_picture import draw_hosts
 from tests.cluster.hosts import Host, cluster, why_not
@@ -135,7 +135,18 @@ def start_on(hosts: Sequence[Host], *words: str) -> list[str]:
     slots = ",".join(f"{host.name}:{RANKS_PER_HOST}" for host in hosts)
     # Open MPI from a wheel must be told where it is on the other host.
     prefix = [f"--mpi-args=--prefix {sys.prefix}"] if (Path(sys.prefix) / "bin" / "orted").exists() else []
-    launcher = ["horovodrun", "--mpi", "-np", str(RANKS), "-H", slots, "--network-interface", "eth0", *prefix]
+    launcher = [
+        "horovodrun",
+        "--disable-cache",
+        "--mpi",
+        "-np",
+        str(RANKS),
+        "-H",
+        slots,
+        "--network-interface",
+        "eth0",
+        *prefix,
+    ]
     return hosts[0].enter(*launcher, sys.executable, __file__, *words)
 
 
@@ -275,6 +286,7 @@ def main() -> None:
     if reason:
         print(f"skipped: {reason}")
         return
+    end_when_told()
     # The hosts' launchers find programs where this one does.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     folder = Path(tempfile.mkdtemp(prefix="hvdkit-hosts-"))

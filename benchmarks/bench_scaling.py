@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from torch import nn
 
 from benchmarks.job import print_record, print_table
-from benchmarks.measured_job import JobError, on_this_machine, report, run_job
+from benchmarks.measured_job import JobError, end_when_told, on_this_machine, report, run_job
 from benchmarks.predicted_communication import predict_communication_s
 from benchmarks.step_arms import OPTIMIZERS, SIZES, StepOptions, measure_steps
 from benchmarks.step_picture import draw_scaling
@@ -136,6 +136,7 @@ def main() -> None:
         arm, *words, folder = options.rank_of
         report(Path(folder), measure_steps(arm, StepOptions.from_words(words), Path(folder), _predict))
         return
+    end_when_told()
     ranks = sorted(set(options.ranks))
     if ranks[0] != 1 or any(options.total % p for p in ranks):
         parser.error(f"--ranks {ranks} must have 1, and each must divide --total {options.total}")

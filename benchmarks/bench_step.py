@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.job import print_record, print_table
-from benchmarks.measured_job import UNAVAILABLE, JobError, on_this_machine, report, run_job
+from benchmarks.measured_job import UNAVAILABLE, JobError, end_when_told, on_this_machine, report, run_job
 from benchmarks.step_arms import ARMS, OPTIMIZERS, SIZES, StepOptions, measure_steps
 from benchmarks.step_picture import draw_steps
 from hvdkit.runtime.world import usable_cores
@@ -127,6 +127,7 @@ def main() -> None:
         arm, *words, folder = options.rank_of
         report(Path(folder), measure_steps(arm, StepOptions.from_words(words), Path(folder)))
         return
+    end_when_told()
     everything = []
     cores = len(usable_cores())
     for ranks in options.ranks:

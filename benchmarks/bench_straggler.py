@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from benchmarks.job import print_record, print_table
-from benchmarks.measured_job import JobError, on_this_machine, report, run_job
+from benchmarks.measured_job import JobError, end_when_told, on_this_machine, report, run_job
 from benchmarks.step_picture import draw_stragglers
 from hvdkit.runtime.world import usable_cores
 
@@ -207,6 +207,7 @@ def main() -> None:
     if options.as_rank:
         report(options.as_rank, measure(options.factor, options.work_ms, sizes, options.rounds))
         return
+    end_when_told()
     everything = []
     for ranks in options.ranks:
         words = ["--factor", str(options.factor), "--work-ms", str(options.work_ms), "--rounds", str(options.rounds),

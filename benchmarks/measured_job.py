@@ -1,7 +1,8 @@
 """A job whose ranks each write down what they measured, and its limits in time.
 
 The driver starts the ranks through a launcher, in a session of their own, and reads one JSON file of each rank when
-they are done. Past its time, or when the driver is interrupted, the whole job is killed.
+they are done. Past its time, or when the driver is interrupted, the whole job is ended: the launcher is asked first,
+since it alone knows ranks in sessions of their own.
 """
 
 import json
@@ -20,6 +21,8 @@ from hvdkit.runtime.launcher import launch_info
 
 UNAVAILABLE = "unavailable"
 """The key under which a rank writes why it cannot measure what it was asked for."""
+
+_GRACE_S = 10
 
 
 class JobError(Exception):
@@ -48,10 +51,10 @@ def run_job(
         try:
             printed, _ = job.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            printed = _kill(job)
+            printed = _end(job)
             raise JobError(f"no end after {timeout_s:.0f} s: {' '.join(words)}\n{printed}") from None
         except BaseException:
-            _kill(job)
+            _end(job)
             raise
         paths = [Path(folder) / f"{rank}.json" for rank in range(ranks)]
         missing = [path.stem for path in paths if not path.exists()]
@@ -71,12 +74,24 @@ def report(folder: Path, measured: Any) -> None:
 
 def on_this_machine(ranks: int, script: str, *words: str) -> list[str]:
     """The command that runs `python SCRIPT WORDS` on `ranks` ranks here, as `horovodrun` starts them: not bound."""
-    return ["horovodrun", "-np", str(ranks), sys.executable, script, *words]
+    return ["horovodrun", "--disable-cache", "-np", str(ranks), sys.executable, script, *words]
 
 
-def _kill(job: "subprocess.Popen[str]") -> str:
-    # The leader may be gone while its children are not.
+def end_when_told() -> None:
+    """From now on SIGTERM ends this program as an error does, and so its job too, and what `finally` cleans up."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+def _end(job: "subprocess.Popen[str]") -> str:
+    printed = ""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):  # the leader may be gone while its children are not
+            os.killpg(job.pid, number)
+        try:
+            printed, _ = job.communicate(timeout=_GRACE_S)
+            break
+        except subprocess.TimeoutExpired:
+            continue
     with suppress(ProcessLookupError):
         os.killpg(job.pid, signal.SIGKILL)
-    printed, _ = job.communicate()
     return printed or ""

@@ -1,12 +1,16 @@
 """A job that fails, hangs or says nothing is an error with what it printed, and leaves nothing behind."""
 
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
-from benchmarks.measured_job import JobError, run_job
+from benchmarks.measured_job import JobError, on_this_machine, run_job
+from tests.jobs import ROOT, clean_environ
 
 pytestmark = pytest.mark.launch
 
@@ -48,6 +52,21 @@ def test_a_job_that_hangs_is_killed_with_its_children() -> None:
     while _is_alive(child) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not _is_alive(child)
+
+
+def test_a_driver_that_is_told_to_end_ends_its_job(tmp_path: Path) -> None:
+    launched = on_this_machine(2, "-c", f"import os, time; open(f'{tmp_path}/{{os.getpid()}}', 'w'); time.sleep(100)")
+    program = f"from benchmarks.measured_job import *; end_when_told(); run_job({launched!r}, 2)"
+    driver = subprocess.Popen([sys.executable, "-c", program], env=clean_environ(), cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while len(ranks := [int(path.name) for path in tmp_path.iterdir()]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(ranks) == 2 and all(map(_is_alive, ranks))
+    driver.terminate()
+    assert driver.wait(30) == 128 + signal.SIGTERM
+    while any(map(_is_alive, ranks)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(_is_alive, ranks))
 
 
 def _is_alive(pid: int) -> bool:
