@@ -154,15 +154,18 @@ def conclude(findings: Findings) -> str:
     """What the measurement says about the claim that ring suits uneven and tree even resources."""
     if not {"ring", "tree"} <= set(findings.arms):
         return "ring and tree were not both measured, so nothing is said about the claim."
-    verdicts, sentences = [], []
+    winners, sentences = [], []
     for situation, favourite in (("even", "tree"), ("first slow", "ring"), ("last slow", "ring")):
         winner = {1: "ring", -1: "tree", 0: "neither"}[findings.compare("ring", "tree", situation)]
-        verdicts.append(winner == favourite)
+        winners.append((winner, favourite))
         times = ", ".join(f"{name} {findings.round_s(name, situation) * 1e3:.2f} ms" for name in ("ring", "tree"))
         sentences.append(
             f"{situation}: {'no difference beyond the spread' if winner == 'neither' else winner} ({times})"
         )
-    held = {3: "holds here", 0: "does not hold here"}.get(sum(verdicts), f"holds in {sum(verdicts)} of 3 situations")
+    right = sum(winner == favourite for winner, favourite in winners)
+    held = {3: "holds here", 0: "does not hold here"}.get(right, f"holds in {right} of 3 situations")
+    if all(winner == "neither" for winner, _ in winners):
+        held = "shows no effect here"
     slow = [arm for arm in findings.arms if arm != ALONE]
     worst = {arm: max(findings.added_s(arm, situation) for situation in SITUATIONS[1:]) for arm in slow}
     fastest = {situation: min(slow, key=lambda arm: findings.round_s(arm, situation)) for situation in SITUATIONS}

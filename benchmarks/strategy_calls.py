@@ -6,9 +6,8 @@ from collections.abc import Callable
 import torch
 
 import hvdkit as hvd
+from hvdkit.collectives import STRATEGIES
 from hvdkit.errors import HvdkitError
-
-STRATEGIES = ("horovod", "mpi", "ring", "tree", "shared_memory", "hierarchical", "auto")
 
 AllReduce = Callable[[torch.Tensor], torch.Tensor]
 
