@@ -204,7 +204,7 @@ def print_all_reduces(records: Sequence[dict[str, Any]]) -> None:
         rows.append([size, label(record["algorithm"]), *times, f"{record['median_s'] / bound_s:.2f}", ratio])
     print_table(
         f"\nall-reduce of float32, {len(NAMES)} hosts x {RANKS_PER_HOST} ranks, {records[0]['megabits_per_s']} Mbit/s",
-        ["KiB", "algorithm", "median ms", "mean ms", "of the bound", "times as fast as stock"],
+        ["KiB", "algorithm", "median ms", "mean ms", "time / bound", "times as fast as stock"],
         rows,
     )
 
