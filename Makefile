@@ -45,6 +45,8 @@ help:
 	@echo "make test-N           the tests under N ranks"
 	@echo "make lint             ruff and mypy"
 	@echo "make bench-allreduce  Horovod's all-reduce beside MPI's (bench-train: a training step)"
+	@echo "make bench-step       a training step beside Horovod's and DDP's (bench-hosts: between two hosts;"
+	@echo "                      bench-straggler: one rank slower; bench-scaling: 1 to 8 ranks)"
 	@echo "make clean            remove $(VENV) and build products"
 
 setup: $(VENV)/.horovod-built
