@@ -3,7 +3,8 @@
 import argparse
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.collective import bytes_to_move
@@ -44,21 +45,28 @@ def main(collective: str, question: str | None, words: list[str] | None = None) 
     options = parser.parse_args(words)
     if min(options.ranks) < 1 or options.rounds < 1:
         parser.error(f"--ranks {options.ranks} --rounds {options.rounds}: at least one rank and one round")
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        _run(collective, options.ranks, options.sizes, options.rounds, options.out)
+    except KeyboardInterrupt:
+        sys.exit("interrupted: all jobs have ended")
+
+
+def _run(collective: str, ranks_of_runs: Sequence[int], sizes: Sequence[int], rounds: int, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     summaries = []
-    for ranks in options.ranks:
-        outcome = run_rounds(collective, ranks, sorted(options.sizes), options.rounds, peer_jobs(collective, ranks))
+    for ranks in ranks_of_runs:
+        outcome = run_rounds(collective, ranks, sorted(sizes), rounds, peer_jobs(collective, ranks))
         summaries.append(summarise(outcome))
         print(f"{collective} of float32 on {ranks} ranks\n\n{_remarks(summaries[-1])}\n")
         for title, header, rows in tables(summaries[-1]):
             print_table(title, header, rows)
-    with _replacing(options.out / f"{collective}.md") as path:
+    with _replacing(out / f"{collective}.md") as path:
         path.write_text(_page(collective, summaries))
-    with contextlib.suppress(ImportError), _replacing(options.out / f"{collective}.png") as path:
+    with contextlib.suppress(ImportError), _replacing(out / f"{collective}.png") as path:
         from benchmarks.picture import draw
 
         draw(summaries, path)
-    print_record(collective, options.ranks, [summary.record() for summary in summaries], describe_machine())
+    print_record(collective, ranks_of_runs, [summary.record() for summary in summaries], describe_machine())
 
 
 def parse_size(word: str) -> int:
@@ -113,7 +121,9 @@ def _number(value: float | None, scale: float) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    return (
+        "-" if value is None else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+    )
 
 
 def _remarks(summary: Summary) -> str:

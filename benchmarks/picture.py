@@ -25,6 +25,7 @@ _PEERS = {
 _ALGORITHMS = ("#88ccee", "#44aa99", "#332288", "#ddcc77", "#aa4499", "#888888", "#661100")
 _CHOICE = "#0055aa"
 _INK = "#333333"
+_BOUND = "bound (memory)"
 
 
 def draw(summaries: Sequence[Summary], path: Path) -> None:
@@ -46,10 +47,6 @@ def draw(summaries: Sequence[Summary], path: Path) -> None:
 def _panel(axis: Axes, summary: Summary) -> dict[str, object]:
     sizes = summary.sizes()
     handles: dict[str, object] = {}
-    bounds = [(nbytes, bound * 1e6) for nbytes in sizes if (bound := summary.bound_s(nbytes)) is not None]
-    if bounds:
-        (handles["bound (memory)"],) = axis.plot(*zip(*bounds, strict=True), color="#aaaaaa", lw=6, alpha=0.45,
-                                                           solid_capstyle="butt", zorder=1)  # fmt: skip
     own = [name for name in summary.contenders() if name.startswith(HVDKIT) and name != summary.reference]
     for name in summary.contenders():
         points = [(nbytes, result.median_s * 1e6) for nbytes in sizes if (result := summary.at(name, nbytes))]
@@ -69,6 +66,10 @@ def _panel(axis: Axes, summary: Summary) -> dict[str, object]:
         else:
             style = {"color": _ALGORITHMS[own.index(name) % len(_ALGORITHMS)], "lw": 1.3, "marker": ".", "zorder": 4}
         (handles[name],) = axis.plot(*zip(*points, strict=True), **style)
+    bounds = [(nbytes, bound * 1e6) for nbytes in sizes if (bound := summary.bound_s(nbytes)) is not None]
+    if bounds:
+        (handles[_BOUND],) = axis.plot(*zip(*bounds, strict=True), color="#aaaaaa", lw=6, alpha=0.45,
+                                       solid_capstyle="butt", zorder=1)  # fmt: skip
     axis.set_title(f"{summary.outcome.ranks} ranks", color=_INK, fontsize=11)
     axis.set_xlabel("message", color=_INK)
     axis.set_xscale("log", base=2)
