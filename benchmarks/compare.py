@@ -121,9 +121,9 @@ def _number(value: float | None, scale: float) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    return (
-        "-" if value is None else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
-    )
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _remarks(summary: Summary) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -9,6 +10,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from benchmarks.peers import HVDKIT, KIB
@@ -32,7 +34,7 @@ def draw(summaries: Sequence[Summary], path: Path) -> None:
     """Write the picture to `path`."""
     figure, axes = pyplot.subplots(1, len(summaries), figsize=(5.2 * len(summaries) + 0.4, 5.6), sharey=True,
                                    squeeze=False, layout="constrained", facecolor="white")  # fmt: skip
-    handles: dict[str, object] = {}
+    handles: dict[str, Line2D] = {}
     for axis, summary in zip(axes[0], summaries, strict=True):
         handles |= _panel(axis, summary)
     axes[0][0].set_ylabel("time of a call (median)", color=_INK)
@@ -44,14 +46,14 @@ def draw(summaries: Sequence[Summary], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _panel(axis: Axes, summary: Summary) -> dict[str, object]:
+def _panel(axis: Axes, summary: Summary) -> dict[str, Line2D]:
     sizes = summary.sizes()
-    handles: dict[str, object] = {}
+    handles: dict[str, Line2D] = {}
     own = [name for name in summary.contenders() if name.startswith(HVDKIT) and name != summary.reference]
     for name in summary.contenders():
         points = [(nbytes, result.median_s * 1e6) for nbytes in sizes if (result := summary.at(name, nbytes))]
         if name == summary.reference:
-            style = {"color": _CHOICE, "lw": 2.6, "marker": "o", "ms": 5.5, "zorder": 5}
+            style: dict[str, Any] = {"color": _CHOICE, "lw": 2.6, "marker": "o", "ms": 5.5, "zorder": 5}
         elif name in _PEERS:
             colour, mark = _PEERS[name]
             style = {

@@ -34,7 +34,7 @@ def serve(comm: Any, contenders: Mapping[str, Prepare]) -> None:
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // comm.size))
     pids = comm.gather(os.getpid())
     _answer(comm, {"pids": pids, "contenders": list(contenders)})
-    session = _Session(comm, contenders)
+    session = Session(comm, contenders)
     while True:
         line = sys.stdin.readline() if comm.rank == 0 else None
         command = comm.bcast(json.loads(line) if line else None)
@@ -50,7 +50,7 @@ def serve(comm: Any, contenders: Mapping[str, Prepare]) -> None:
         _answer(comm, {"error": "; ".join(errors)} if errors else {"answer": answer})
 
 
-class _Session:
+class Session:
     """Keeps the buffers and the prepared call of one message size, since the next command is mostly about the same."""
 
     def __init__(self, comm: Any, contenders: Mapping[str, Prepare]) -> None:

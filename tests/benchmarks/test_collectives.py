@@ -1,4 +1,4 @@
-"""The benchmarks of collectives from end to end, with real peers and tiny messages; nothing of a job may stay behind."""
+"""A benchmark of a collective from end to end, with real peers and tiny messages; nothing of a job may stay behind."""
 
 import json
 import signal
@@ -64,10 +64,8 @@ def _record(out: str) -> dict[str, Any]:
     return record
 
 
-@pytest.mark.parametrize(
-    ("collective", "ranks"), [("allreduce", 2), ("broadcast", 3), ("allgather", 3), ("reducescatter", 2)]
-)
-def test_every_contender_is_measured(collective: str, ranks: int, tmp_path: Path) -> None:
+def test_every_contender_is_measured(tmp_path: Path) -> None:
+    collective, ranks = "allreduce", 2
     script = ROOT / "benchmarks" / f"bench_{collective}.py"
     result = succeed(
         run_program(
@@ -90,7 +88,7 @@ def test_every_contender_is_measured(collective: str, ranks: int, tmp_path: Path
     page = (tmp_path / f"{collective}.md").read_text()
     for text in (result.stdout, page):
         assert all(f" {name} " in text for name in contenders), text
-        assert "64 KiB" in text or "63.99 KiB" in text
+        assert " 64 KiB " in text
     assert (tmp_path / f"{collective}.png").read_bytes().startswith(b"\x89PNG")
     assert str(ROOT) not in page
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{collective}.md", f"{collective}.png"]
@@ -107,7 +105,7 @@ def test_a_peer_that_dies_is_left_out(tmp_path: Path) -> None:
     (measured,) = _record(out)["results"]
     assert list(measured["left_out"]) == ["Gloo"]
     by_size = [
-        {item["contender"] for item in measured["results"] if item["bytes"] == size} for size in (1024, 1024**2 * 4)
+        {item["contender"] for item in measured["results"] if item["bytes"] == nbytes} for nbytes in (1024, 4 * 1024**2)
     ]
     assert by_size[0] - by_size[1] == {"Gloo"}
     assert {"Horovod", "Open MPI", "Open MPI tuned"} < by_size[1]
