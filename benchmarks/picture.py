@@ -1,6 +1,9 @@
-"""The picture of a collective's benchmark: time over message size, both logarithmic, one panel per number of ranks."""
+"""The picture of a collective's benchmark: time over message size, both logarithmic, one panel per number of ranks.
 
-from collections.abc import Sequence
+Below it each time over that of hvdkit's own choice, since six decades hide a factor of three.
+"""
+
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks.peers import HVDKIT, KIB
-from benchmarks.summary import Summary
+from benchmarks.peers import KIB
+from benchmarks.summary import Result, Summary
 
 # Colour-blind safe (P. Tol's bright and muted schemes): peers dashed with open marks, hvdkit's algorithms thin and
 # solid, its own choice thick.
@@ -32,12 +35,24 @@ _BOUND = "bound (memory)"
 
 def draw(summaries: Sequence[Summary], path: Path) -> None:
     """Write the picture to `path`."""
-    figure, axes = pyplot.subplots(1, len(summaries), figsize=(5.2 * len(summaries) + 0.4, 5.6), sharey=True,
-                                   squeeze=False, layout="constrained", facecolor="white")  # fmt: skip
+    figure, axes = pyplot.subplots(2, len(summaries), figsize=(5.2 * len(summaries) + 0.4, 8.4), sharey="row",
+                                   sharex="col", squeeze=False, layout="constrained", facecolor="white",
+                                   height_ratios=(3, 2))  # fmt: skip
     handles: dict[str, Line2D] = {}
-    for axis, summary in zip(axes[0], summaries, strict=True):
-        handles |= _panel(axis, summary)
+    for column, summary in enumerate(summaries):
+        time_axis, ratio_axis = axes[0][column], axes[1][column]
+        handles |= _plot(time_axis, summary, lambda result: result.median_s * 1e6)
+        _plot(ratio_axis, summary, lambda result: result.reference_is_times_as_fast)
+        bounds = [(nbytes, bound * 1e6) for nbytes in summary.sizes() if (bound := summary.bound_s(nbytes))]
+        if bounds:
+            (handles[_BOUND],) = time_axis.plot(*zip(*bounds, strict=True), color="#aaaaaa", lw=6, alpha=0.45,
+                                                solid_capstyle="butt", zorder=1)  # fmt: skip
+        time_axis.set_title(f"{summary.outcome.ranks} ranks", color=_INK, fontsize=11)
+        ratio_axis.set_xlabel("message", color=_INK)
+        _dress(time_axis, summary.sizes(), _short_time)
+        _dress(ratio_axis, summary.sizes(), lambda ratio: f"{ratio:g} x")
     axes[0][0].set_ylabel("time of a call (median)", color=_INK)
+    axes[1][0].set_ylabel(f"time over that of {summaries[0].reference}", color=_INK)
     collective = summaries[0].outcome.collective
     figure.suptitle(f"{collective} of float32 on one machine: lower is better", color=_INK, fontsize=13)
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)),
@@ -46,42 +61,41 @@ def draw(summaries: Sequence[Summary], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _panel(axis: Axes, summary: Summary) -> dict[str, Line2D]:
-    sizes = summary.sizes()
+def _plot(axis: Axes, summary: Summary, value: Callable[[Result], float | None]) -> dict[str, Line2D]:
+    """A line per contender; returns the lines by name."""
     handles: dict[str, Line2D] = {}
-    own = [name for name in summary.contenders() if name.startswith(HVDKIT) and name != summary.reference]
+    algorithms = iter(_ALGORITHMS * 2)
     for name in summary.contenders():
-        points = [(nbytes, result.median_s * 1e6) for nbytes in sizes if (result := summary.at(name, nbytes))]
+        results = [result for nbytes in summary.sizes() if (result := summary.at(name, nbytes))]
+        points = [(result.bytes, number) for result in results if (number := value(result)) is not None]
+        style: dict[str, Any]
         if name == summary.reference:
-            style: dict[str, Any] = {"color": _CHOICE, "lw": 2.6, "marker": "o", "ms": 5.5, "zorder": 5}
+            style = {"color": _CHOICE, "lw": 2.6, "marker": "o", "ms": 5.5, "zorder": 5}
         elif name in _PEERS:
             colour, mark = _PEERS[name]
-            style = {
-                "color": colour,
-                "lw": 1.4,
-                "ls": (0, (5, 1.5)),
-                "marker": mark,
-                "ms": 5,
-                "mfc": "white",
-                "zorder": 3,
-            }
+            style = {"color": colour, "lw": 1.4, "ls": (0, (5, 1.5)), "marker": mark, "mfc": "white", "ms": 5}
         else:
-            style = {"color": _ALGORITHMS[own.index(name) % len(_ALGORITHMS)], "lw": 1.3, "marker": ".", "zorder": 4}
-        (handles[name],) = axis.plot(*zip(*points, strict=True), **style)
-    bounds = [(nbytes, bound * 1e6) for nbytes in sizes if (bound := summary.bound_s(nbytes)) is not None]
-    if bounds:
-        (handles[_BOUND],) = axis.plot(*zip(*bounds, strict=True), color="#aaaaaa", lw=6, alpha=0.45,
-                                       solid_capstyle="butt", zorder=1)  # fmt: skip
-    axis.set_title(f"{summary.outcome.ranks} ranks", color=_INK, fontsize=11)
-    axis.set_xlabel("message", color=_INK)
+            style = {"color": next(algorithms), "lw": 1.3, "marker": ".", "zorder": 4}
+        if points:
+            (handles[name],) = axis.plot(*zip(*points, strict=True), **style)
+    return handles
+
+
+def _dress(axis: Axes, sizes: Sequence[int], name_value: Callable[[float], str]) -> None:
+    """Logarithmic axes with few, named ticks."""
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    # Every second size at most, so that the labels keep apart.
-    axis.set_xticks(sizes[:: max(1, -(-len(sizes) // 7))])
+    # Labels a seventh of the width apart at least.
+    ticks: list[int] = []
+    for nbytes in sizes:
+        if not ticks or nbytes / ticks[-1] >= (sizes[-1] / sizes[0]) ** (1 / 7):
+            ticks.append(nbytes)
+    axis.set_xticks(ticks)
     axis.minorticks_off()
     axis.xaxis.set_major_formatter(FuncFormatter(lambda nbytes, _: _short_size(nbytes)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda micros, _: _short_time(micros)))
-    axis.yaxis.set_tick_params(labelleft=True)
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: name_value(value)))
+    for ticked in (axis.xaxis, axis.yaxis):
+        ticked.set_tick_params(labelleft=True, labelbottom=True)
     axis.grid(True, color="#e6e6e6", lw=0.7)
     axis.set_axisbelow(True)
     axis.tick_params(color="#bbbbbb", labelcolor=_INK, labelsize=9)
@@ -89,7 +103,6 @@ def _panel(axis: Axes, summary: Summary) -> dict[str, Line2D]:
         axis.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axis.spines[side].set_color("#bbbbbb")
-    return handles
 
 
 def _short_size(nbytes: float) -> str:

@@ -44,8 +44,18 @@ class _Run:
 
     def left(self) -> list[psutil.Process]:
         """What is still there of those processes a while later."""
-        _, alive = psutil.wait_procs(self.processes, timeout=20)
-        return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+        # A rank whose mpirun is gone stays a zombie where nobody reaps it.
+        deadline = time.monotonic() + 20
+        while (alive := [process for process in self.processes if _lives(process)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return alive
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextmanager
