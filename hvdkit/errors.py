@@ -31,3 +31,7 @@ class CheckpointError(HvdkitError):
 
 class DivergenceError(HvdkitError):
     """Ranks that should agree do not."""
+
+
+class CollectiveMismatchError(HvdkitError):
+    """Ranks came to the same point with different collectives."""

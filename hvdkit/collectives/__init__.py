@@ -1,10 +1,27 @@
 """Collective operations on tensors: one file per algorithm behind one interface, and a naive reference.
 
-Horovod's engine is the only algorithm so far that works everywhere (MPI, Gloo, NCCL).
+`direct_collectives(world)` are hvdkit's own, the algorithm of each call chosen by a cost model (`cost`) with parameters
+that a short probe measures (`probe`); Horovod's engine works where they do not (Gloo, GPUs).
 """
 
+from hvdkit.collectives.algorithms import NAMES, STRATEGIES, check_strategy
+from hvdkit.collectives.connect import direct_collectives, why_no_direct
+from hvdkit.collectives.direct import DirectCollectives
 from hvdkit.collectives.horovod_engine import HorovodEngine
-from hvdkit.collectives.interface import Collectives, ReduceOp, Work
+from hvdkit.collectives.interface import Collectives, Done, ReduceOp, Work
 from hvdkit.collectives.naive import Naive
 
-__all__ = ["Collectives", "HorovodEngine", "Naive", "ReduceOp", "Work"]
+__all__ = [
+    "NAMES",
+    "STRATEGIES",
+    "Collectives",
+    "DirectCollectives",
+    "Done",
+    "HorovodEngine",
+    "Naive",
+    "ReduceOp",
+    "Work",
+    "check_strategy",
+    "direct_collectives",
+    "why_no_direct",
+]

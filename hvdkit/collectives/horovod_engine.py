@@ -5,11 +5,13 @@ arXiv:1802.05799. A small all-reduce takes one cycle of the engine, about 1 ms b
 """
 
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from hvdkit.collectives.interface import ReduceOp, Work
+from hvdkit.collectives.reduction import Reduction
 from hvdkit.runtime.dropin import operations
 from hvdkit.runtime.engine import horovod
 from hvdkit.runtime.world import World
@@ -54,6 +56,12 @@ class HorovodEngine:
         # Only what a rank of this same job pickled is unpickled here.
         return [pickle.loads(part.numpy().tobytes()) if part.numel() else None for part in parts]
 
+    def broadcast_(self, tensor: torch.Tensor, root: int, name: str) -> None:
+        """Rank `root` of the group's `tensor` (contiguous) into everyone's."""
+        process_set = self._process_set
+        operations.broadcast_(tensor, process_set.ranks[root] if process_set.ranks else root, name=name,
+                              process_set=process_set)  # fmt: skip
+
 
 class _EngineWork:
     def __init__(self, handle: int) -> None:
@@ -62,3 +70,27 @@ class _EngineWork:
     def wait(self) -> torch.Tensor:
         result: torch.Tensor = operations.synchronize(self._handle)
         return result
+
+
+class HorovodAlgorithm:
+    """Horovod's engine as an `Algorithm`, one blocking call at a time; 16-bit sums are the engine's own."""
+
+    name = "horovod"
+
+    def __init__(self, engine: HorovodEngine) -> None:
+        self._engine = engine
+
+    def all_reduce(self, data: torch.Tensor, reduction: Reduction) -> None:
+        """See `Algorithm`."""
+        self._engine.all_reduce_async_(
+            data, "hvdkit.all_reduce", op=reduction.op, prescale=reduction.factor(self._engine.index)
+        ).wait()  # fmt: skip
+        reduction.finish(data)
+
+    def all_gather(self, part: torch.Tensor, out: torch.Tensor, counts: Sequence[int]) -> None:
+        """See `Algorithm`."""
+        out.copy_(self._engine.all_gather(part, "hvdkit.all_gather"))
+
+    def broadcast(self, data: torch.Tensor, root: int) -> None:
+        """See `Algorithm`."""
+        self._engine.broadcast_(data, root, "hvdkit.broadcast")

@@ -1,10 +1,45 @@
-"""What every family of collectives offers to the optimizer: the seam between gradients and transport."""
+"""The two seams: what an algorithm offers, and what the optimizer asks of a family of collectives."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 
+from hvdkit.collectives.reduction import Reduction
+
 ReduceOp = Literal["sum", "average", "min", "max", "product", "adasum"]
+Collective = Literal["all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce"]
+
+
+class Algorithm(Protocol):
+    """One way to do some of the collectives over a fixed group of ranks; an attribute for each that it offers.
+
+    Tensors are one-dimensional, contiguous and on the CPU. Every call is collective over the group, all ranks pass the
+    same dtype and lengths, calls come in the same order on all ranks, and block until this rank is done.
+    """
+
+    name: str
+
+    def all_reduce(self, data: torch.Tensor, reduction: Reduction) -> None:
+        """Reduce `data`, (n,), in place: the same bits on every rank."""
+
+
+class OffersAll(Algorithm, Protocol):
+    """The methods that an algorithm may offer besides."""
+
+    def reduce_scatter(
+        self, data: torch.Tensor, out: torch.Tensor, counts: Sequence[int], reduction: Reduction
+    ) -> None:
+        """Reduce `data`, (sum(counts),), which keeps its values, and give rank j the j-th part: `out`, (counts[j],)."""
+
+    def all_gather(self, part: torch.Tensor, out: torch.Tensor, counts: Sequence[int]) -> None:
+        """Put rank j's `part`, (counts[j],), one after another into `out`, (sum(counts),), on every rank."""
+
+    def broadcast(self, data: torch.Tensor, root: int) -> None:
+        """Put rank `root`'s `data`, (n,), into everyone's."""
+
+    def reduce(self, data: torch.Tensor, root: int, reduction: Reduction) -> None:
+        """Reduce `data`, (n,), in place on rank `root`; the others' keeps its values."""
 
 
 class Work(Protocol):
@@ -12,6 +47,17 @@ class Work(Protocol):
 
     def wait(self) -> torch.Tensor:
         """Block until it is finished and return its result; raises on this rank if it failed."""
+
+
+class Done:
+    """A collective that is finished already."""
+
+    def __init__(self, result: torch.Tensor) -> None:
+        self._result = result
+
+    def wait(self) -> torch.Tensor:
+        """See `Work`."""
+        return self._result
 
 
 class Collectives(Protocol):

@@ -90,6 +90,9 @@ def shutdown() -> None:
     world, _process.world = _process.world, None
     horovod().mpi_ops.shutdown()
     if world is not None:
+        for attachment in reversed(list(world.attachments.values())):
+            attachment.close()
+        world.attachments.clear()
         for communicator in (world.cross_comm, world.local_comm, world.comm):
             if communicator is not None:
                 communicator.Free()

@@ -1,8 +1,8 @@
 """The `World`: who this process is among the ranks of the job. Made once by `init()`, passed as an argument."""
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -37,6 +37,8 @@ class World:
     comm: "MPI.Comm | None" = None
     local_comm: "MPI.Comm | None" = None
     cross_comm: "MPI.Comm | None" = None
+    attachments: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What other packages made for this world, each with a `close()`, which `shutdown()` calls in order."""
 
     @property
     def is_root(self) -> bool:

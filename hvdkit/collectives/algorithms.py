@@ -1,0 +1,97 @@
+"""The algorithms of a group by name, and which of them can do what here."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from hvdkit.collectives.group import Group
+from hvdkit.collectives.hierarchical import Hierarchical
+from hvdkit.collectives.horovod_engine import HorovodAlgorithm
+from hvdkit.collectives.mpi_library import MpiLibrary
+from hvdkit.collectives.ring import Ring
+from hvdkit.collectives.shared_memory import SharedMemory
+from hvdkit.collectives.tree import Tree
+from hvdkit.collectives.window import NoRoomError
+
+KINDS: dict[str, Any] = {
+    "horovod": HorovodAlgorithm,
+    "mpi": MpiLibrary,
+    "ring": Ring,
+    "tree": Tree,
+    "shared_memory": SharedMemory,
+    "hierarchical": Hierarchical,
+}
+NAMES = tuple(KINDS)
+STRATEGIES = (*NAMES, "auto")
+COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce")
+
+_log = logging.getLogger("hvdkit")
+
+
+class Algorithms:
+    """All algorithms that work among the ranks of `group`. Collective, as is `close`."""
+
+    def __init__(self, group: Group, horovod: HorovodAlgorithm) -> None:
+        self.group = group
+        self.choose: Callable[[str, int], str] = lambda collective, nbytes: "mpi"
+        """(collective, bytes) -> the name of the algorithm that "auto" means."""
+        self.reasons: dict[str, str] = {}
+        """Why an algorithm is not to be had here."""
+        self._made: dict[str, Any] = {"horovod": horovod, "mpi": MpiLibrary(group), "ring": Ring(group),
+                                      "tree": Tree(group)}  # fmt: skip
+        if group.is_one_node:
+            self.reasons["hierarchical"] = "all ranks are on one node, where it would be shared_memory"
+            self._add("shared_memory", SharedMemory)
+        else:
+            self.reasons["shared_memory"] = "the ranks are on several nodes; hierarchical uses it within each"
+            self._add("hierarchical", Hierarchical)
+
+    def _add(self, name: str, kind: Any) -> None:
+        made = problem = None
+        try:
+            made = kind(self.group)
+        except NoRoomError as error:
+            problem = str(error)
+        problems = [text for text in self.group.comm.allgather(problem) if text]
+        if not problems:
+            self._made[name] = made
+            return
+        if made is not None:
+            made.close()
+        self.reasons[name] = problems[0]
+        if self.group.index == 0:
+            _log.warning("%s collectives are not used: %s", name, problems[0])
+
+    def names(self, collective: str) -> list[str]:
+        """The algorithms that can do `collective` here, Horovod's engine first."""
+        return [name for name, made in self._made.items() if hasattr(made, collective)]
+
+    def resolve(self, collective: str, nbytes: int, strategy: str) -> str:
+        """The name of the algorithm that `strategy` means. Raises ValueError with those that are valid."""
+        if strategy == "auto":
+            return self.choose(collective, nbytes)
+        if strategy not in self._made or not hasattr(self._made[strategy], collective):
+            if strategy in self.reasons:
+                why = self.reasons[strategy]
+            else:
+                why = f"it does not offer {collective}" if strategy in NAMES else "there is no such algorithm"
+            valid = ", ".join(["auto", *self.names(collective)])
+            raise ValueError(f"strategy={strategy!r}: {why}; for {collective} use one of {valid}")
+        return strategy
+
+    def method(self, collective: str, name: str) -> Callable[..., None]:
+        """The method of algorithm `name` for `collective`."""
+        method: Callable[..., None] = getattr(self._made[name], collective)
+        return method
+
+    def close(self) -> None:
+        """Free windows and communicators. Collective."""
+        for made in self._made.values():
+            if hasattr(made, "close"):
+                made.close()
+
+
+def check_strategy(strategy: str) -> None:
+    """Raise ValueError if no algorithm has that name."""
+    if strategy not in STRATEGIES:
+        raise ValueError(f"strategy={strategy!r} is not one of {', '.join(STRATEGIES)}")

@@ -1,0 +1,91 @@
+"""What each algorithm is predicted to cost: latency, bandwidth, and what it puts on the wire between nodes.
+
+The time of an algorithm is that of short messages (latency: its steps, barriers and calls), growing through the
+lengths at which it was probed, and beyond the longest of these by bytes over bandwidth. The bandwidth is what the probe
+saw of memory and the library; between nodes it is at most what the wire allows, given how often an algorithm sends
+each byte out of a node:
+
+  hierarchical  2(N-1)/N    of n bytes, N nodes: once per node, every local rank a slice of it
+  ring          2(p-1)/p    p ranks in order of nodes: one rank of each node sends to the next node
+  tree          2 ceil(log2 N)   the whole message, at every level that crosses nodes, and back
+
+Source of the model: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication Operations in
+MPICH", IJHPCA 2005 (alpha-beta); here alpha and beta are measured per algorithm, since on one machine caches decide.
+"""
+
+import bisect
+import math
+from dataclasses import dataclass, field
+
+Point = tuple[int, float]
+"""(bytes, seconds)."""
+
+
+_UNPROBED_S_PER_BYTE = 1e-9
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The time of one algorithm for one collective by message length."""
+
+    points: tuple[Point, ...]
+    """Probed, with rising bytes."""
+    wire_s_per_byte: float = 0.0
+    """At least so much for every byte beyond the longest probed, because of the wire."""
+
+    def seconds(self, nbytes: int) -> float:
+        """Predicted time of a message of `nbytes`."""
+        sizes = [size for size, _ in self.points]
+        place = bisect.bisect_left(sizes, nbytes)
+        if place == 0:
+            return self.points[0][1]
+        if place == len(sizes):
+            (last_size, last_s) = self.points[-1]
+            return last_s + (nbytes - last_size) * self.s_per_byte
+        (low, low_s), (high, high_s) = self.points[place - 1], self.points[place]
+        return low_s + (high_s - low_s) * (nbytes - low) / (high - low)
+
+    @property
+    def latency_s(self) -> float:
+        """Time of the shortest message."""
+        return self.points[0][1]
+
+    @property
+    def s_per_byte(self) -> float:
+        """Time that each further byte of a long message costs."""
+        if len(self.points) < 2:
+            return max(self.wire_s_per_byte, _UNPROBED_S_PER_BYTE)
+        (low, low_s), (high, high_s) = self.points[-2], self.points[-1]
+        return max((high_s - low_s) / (high - low), self.wire_s_per_byte, 0.0)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the probe found; identical on all ranks."""
+
+    nodes: tuple[tuple[int, ...], ...]
+    meeting_s: float
+    """What a collective's check that all ranks want the same costs; in every curve already."""
+    barrier_s: float
+    """A barrier of the ranks of a node."""
+    wire_latency_s: float | None = None
+    """A small message between two nodes and back, halved; None on one node."""
+    wire_bytes_per_s: float | None = None
+    """What a node sends to the next one while it receives as much."""
+    curves: dict[tuple[str, str], Curve] = field(default_factory=dict)
+    """By (collective, algorithm)."""
+
+    def cost(self, collective: str, algorithm: str, nbytes: int) -> float:
+        """Predicted seconds."""
+        return self.curves[collective, algorithm].seconds(nbytes)
+
+
+def wire_factor(algorithm: str, nodes: int, ranks: int) -> float:
+    """How many times its bytes an all-reduce sends out of the busiest node; 0 where that is not known or one node."""
+    if nodes == 1:
+        return 0.0
+    return {
+        "hierarchical": 2 * (nodes - 1) / nodes,
+        "ring": 2 * (ranks - 1) / ranks,
+        "tree": 2 * math.ceil(math.log2(nodes)),
+    }.get(algorithm, 0.0)
