@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -46,8 +46,8 @@ def serve(comm: Any, contenders: Mapping[str, Prepare]) -> None:
             answer = session.do(**command)
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem}"
-        errors = [f"rank {rank}: {text}" for rank, text in enumerate(comm.allgather(error)) if text]
-        _answer(comm, {"error": "; ".join(errors)} if errors else {"answer": answer})
+        errors = comm.allgather(error)
+        _answer(comm, {"error": _in_words(errors)} if any(errors) else {"answer": answer})
 
 
 class Session:
@@ -95,6 +95,13 @@ class Session:
                 times[number] = end - start
         mean: list[float] = (self._comm.allreduce(times) / self._comm.size).tolist()
         return mean
+
+
+def _in_words(errors: Sequence[str | None]) -> str:
+    """All ranks' errors; what all of them say is said once."""
+    if len(set(errors)) == 1:
+        return str(errors[0])
+    return "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(errors) if text)
 
 
 def _answer(comm: Any, answer: Mapping[str, Any]) -> None:

@@ -1,44 +1,62 @@
-"""hvdkit, as a user's script calls it: every strategy, all in one job."""
+"""hvdkit, every strategy, all in one job: hvdkit itself keeps Horovod's engine quiet while others do the work."""
 
 import inspect
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import hvdkit as hvd
 from benchmarks.collective import ROOT, Buffers
 from benchmarks.peers.serve import Call, Prepare, serve
-from hvdkit import collectives
+from hvdkit.collectives import STRATEGIES, direct_collectives
 from hvdkit.runtime import require_world
 
 
-def strategies() -> list[str]:
-    """The names that `strategy=` takes; Horovod's engine alone where there is no such keyword."""
-    if "strategy" not in inspect.signature(hvd.allreduce_).parameters:
-        return ["horovod"]
-    return [*(name for name in collectives.ALGORITHMS if name != "auto"), "auto"]
+def prepare_by_public_name(strategy: str | None) -> Prepare:
+    """Calls as in a user's script; `strategy` None is the names' default, Horovod's engine."""
+    keywords = {} if strategy is None else {"strategy": strategy}
+
+    def prepare(buffers: Buffers) -> Call:
+        send, name = buffers.send, f"bench.{buffers.collective}.{buffers.send.numel()}"
+        calls: dict[str, Call] = {
+            "allreduce": lambda: hvd.allreduce_(send, op=hvd.Sum, name=name, **keywords),
+            "broadcast": lambda: hvd.broadcast_(send, ROOT, name=name, **keywords),
+            "allgather": lambda: hvd.allgather(send, name=name, **keywords),
+            "reducescatter": lambda: hvd.reducescatter(send, op=hvd.Sum, name=name, **keywords),
+        }
+        return calls[buffers.collective]
+
+    return prepare
 
 
-def prepare(buffers: Buffers, keywords: Mapping[str, Any]) -> Call:
-    """The call by hvdkit's public names."""
-    send, name = buffers.send, f"bench.{buffers.collective}.{buffers.send.numel()}"
-    return {
-        "allreduce": lambda: hvd.allreduce_(send, op=hvd.Sum, name=name, **keywords),
-        "broadcast": lambda: hvd.broadcast_(send, ROOT, name=name, **keywords),
-        "allgather": lambda: hvd.allgather(send, name=name, **keywords),
-        "reducescatter": lambda: hvd.reducescatter(send, op=hvd.Sum, name=name, **keywords),
-    }[buffers.collective]
+def prepare_directly(strategy: str) -> Prepare:
+    """Calls of what stands behind the public names, for an hvdkit whose names do not take `strategy=`."""
+
+    def prepare(buffers: Buffers) -> Call:
+        direct, send = direct_collectives(require_world()), buffers.send
+        calls: dict[str, Call] = {
+            "allreduce": lambda: direct.all_reduce_(send, strategy=strategy),
+            "broadcast": lambda: direct.broadcast_(send, ROOT, strategy=strategy),
+            "allgather": lambda: direct.all_gather(send, strategy=strategy),
+            "reducescatter": lambda: direct.reduce_scatter(send, strategy=strategy),
+        }
+        return calls[buffers.collective]
+
+    return prepare
 
 
 def contenders(prefix: str) -> dict[str, Prepare]:
     """One contender per strategy, named `PREFIX STRATEGY`."""
-    names = strategies()
-    if names == ["horovod"]:
-        return {f"{prefix} horovod": lambda buffers: prepare(buffers, {})}
-    return {f"{prefix} {name}": lambda buffers, name=name: prepare(buffers, {"strategy": name}) for name in names}
+    has_keyword = "strategy" in inspect.signature(hvd.allreduce_).parameters
+    found = {}
+    for strategy in STRATEGIES:
+        if strategy == "horovod":
+            prepare = prepare_by_public_name(None)
+        else:
+            prepare = prepare_by_public_name(strategy) if has_keyword else prepare_directly(strategy)
+        found[f"{prefix} {strategy}"] = prepare
+    return found
 
 
 if __name__ == "__main__":
