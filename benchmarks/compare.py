@@ -87,16 +87,27 @@ def tables(summary: Summary) -> list[Table]:
     """Times, bandwidths, ratios and shares: a row per size, a column per contender."""
     reference = summary.reference
     bound: Callable[[int], str] = lambda nbytes: _number(summary.bound_s(nbytes), 1e3)  # noqa: E731
+    ratios = _table(summary, f"{reference} is so many times as fast, median over the rounds",
+                    lambda result: _ratio(result.reference_is_times_as_fast))  # fmt: skip
     return [
         _table(summary, "median time, ms", lambda result: _number(result.median_s, 1e3), bound),
         _table(summary, "mean time, ms", lambda result: _number(result.mean_s, 1e3), bound),
         _table(summary, "bus bandwidth at the median, GB/s",
                lambda result: _number(result.bus_bandwidth_bytes_per_s, 1e-9)),
-        _table(summary, f"{reference} is so many times as fast, median over the rounds",
-               lambda result: _ratio(result.reference_is_times_as_fast)),
+        _with_choice(summary, ratios),
         _table(summary, "share of the bound: bound / median time",
                lambda result: "-" if result.share_of_bound is None else f"{result.share_of_bound:.0%}"),
     ]  # fmt: skip
+
+
+def _with_choice(summary: Summary, table: Table) -> Table:
+    """One column more where the reference said which algorithm it chose."""
+    title, header, rows = table
+    chosen = [result.note if (result := summary.at(summary.reference, nbytes)) else None for nbytes in summary.sizes()]
+    if not any(chosen):
+        return table
+    longer = [[*row, name or "-"] for row, name in zip(rows, chosen, strict=True)]
+    return title, [*header, f"{summary.reference} is"], longer
 
 
 def _table(

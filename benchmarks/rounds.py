@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.collective import rounded
 from benchmarks.job import launch_environment
@@ -27,6 +28,8 @@ class Measured:
     contender: str
     nbytes: int
     rounds_s: list[list[float]] = field(default_factory=list)
+    note: str | None = None
+    """What the contender said of itself, such as the algorithm that it chose."""
 
 
 @dataclass
@@ -82,8 +85,8 @@ def _measure_size(outcome: Outcome, turns: dict[str, Job], nbytes: int, rounds: 
     measured = {}
     for name in [name for name in turns if name not in outcome.left_out and name != TRIAD]:
         with _leaving_out(outcome, name, turns[name]), turns[name].turn():
-            _ask(turns[name], {"do": "check", "contender": name, **message})
-            measured[name] = Measured(name, nbytes)
+            note = _ask(turns[name], {"do": "check", "contender": name, **message})
+            measured[name] = Measured(name, nbytes, note=note)
     warmup, repeats = repeats_for(nbytes)
     count = rounds_for(nbytes, rounds)
     for number in range(count):
@@ -110,12 +113,11 @@ class _RefusedError(Exception):
     """All ranks of the job answered, and goes on, but this contender failed."""
 
 
-def _ask(job: Job, command: dict[str, object]) -> list[float]:
+def _ask(job: Job, command: dict[str, object]) -> Any:
     answer = job.ask(command, TURN_LIMIT_S)
     if "error" in answer:
         raise _RefusedError(answer["error"])
-    times: list[float] = answer["answer"]
-    return times
+    return answer["answer"]
 
 
 @contextlib.contextmanager

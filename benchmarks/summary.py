@@ -27,6 +27,8 @@ class Result:
     """Bound over median; None where the triad was not measured."""
     reference_is_times_as_fast: float | None
     """Median over rounds of (its median in the round / the reference's); None where the reference is missing."""
+    note: str | None = None
+    """See `Measured.note`."""
 
 
 @dataclass(frozen=True)
@@ -110,4 +112,5 @@ def _result(draft: Summary, item: Measured, references: Mapping[int, Measured]) 
         bus_bandwidth_bytes_per_s=bus_bandwidth(outcome.collective, item.nbytes, outcome.ranks, median),
         share_of_bound=None if bound is None else bound / median,
         reference_is_times_as_fast=ratio,
+        note=item.note,
     )

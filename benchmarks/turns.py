@@ -65,12 +65,11 @@ class Job:
 
     def ask(self, command: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
         """Send one command and return the answer; raises JobFailedError. Only in the job's turn."""
-        try:
+        # A job that takes no commands has ended or is about to; the answer tells which status it left.
+        with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
-        except OSError as error:
-            raise self._failure(f"takes no commands any more ({error})") from None
         return self._answer(timeout_s)
 
     def dismiss(self) -> None:
@@ -112,7 +111,9 @@ class Job:
         except queue.Empty:
             raise self._failure(f"did not answer within {timeout_s:.0f} s") from None
         if line is None:
-            self._process.wait()
+            self._answers.put(None)  # for whoever asks again
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(10)
             raise self._failure(f"ended with status {self._process.returncode}")
         answer: dict[str, Any] = json.loads(line)
         return answer

@@ -2,8 +2,9 @@
 
 Rank 0 reads a line of JSON and passes it on by MPI, which every peer has: ranks are started by mpirun, and mpi4py does
 barriers and the sums of times, even where the collective is another library's. Commands:
-`{"do": "check", "contender", "collective", "bytes"}` compares one result with the closed form; and
-`{"do": "time", ..., "warmup", "repeats"}` answers with `repeats` times in seconds, each the mean over ranks.
+`{"do": "check", "contender", "collective", "bytes"}` compares one result with the closed form, and answers with the
+contender's note; `{"do": "time", ..., "warmup", "repeats"}` answers with `repeats` times in seconds, each the mean
+over ranks.
 
 Before each call every rank writes its buffers anew, as a backward pass does: the cache lines are then its own, and
 not shared with the ranks that read them last, which is part of what a collective has to cope with.
@@ -26,15 +27,17 @@ Call = Callable[[], "torch.Tensor | None"]
 """Carries out the collective once; returns the result if that is not in `Buffers.receive`."""
 Prepare = Callable[[Buffers], Call]
 """Raises ValueError where the contender does not have the collective."""
+Note = Callable[[str, Buffers], "str | None"]
+"""What readers should know of this contender's call, such as the algorithm that it chose."""
 
 
-def serve(comm: Any, contenders: Mapping[str, Prepare]) -> None:
+def serve(comm: Any, contenders: Mapping[str, Prepare], note: Note = lambda contender, buffers: None) -> None:
     """Answer the commands that rank 0 of `comm` (mpi4py) reads, until its input ends."""
     # Torch's own threads, which fill buffers, would go on spinning on the cores while the collective runs.
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // comm.size))
     pids = comm.gather(os.getpid())
     _answer(comm, {"pids": pids, "contenders": list(contenders)})
-    session = Session(comm, contenders)
+    session = Session(comm, contenders, note)
     while True:
         line = sys.stdin.readline() if comm.rank == 0 else None
         command = comm.bcast(json.loads(line) if line else None)
@@ -53,8 +56,9 @@ def serve(comm: Any, contenders: Mapping[str, Prepare]) -> None:
 class Session:
     """Keeps the buffers and the prepared call of one message size, since the next command is mostly about the same."""
 
-    def __init__(self, comm: Any, contenders: Mapping[str, Prepare]) -> None:
+    def __init__(self, comm: Any, contenders: Mapping[str, Prepare], note: Note) -> None:
         self._comm = comm
+        self._note = note
         self._contenders = contenders
         self._buffers: Buffers | None = None
         self._message: tuple[str, int] | None = None
@@ -70,7 +74,10 @@ class Session:
         if contender not in self._calls:
             self._calls[contender] = self._contenders[contender](self._buffers)
         call = self._calls[contender]
-        return self._check(call, self._buffers) if do == "check" else self._time(call, self._buffers, **more)
+        if do == "time":
+            return self._time(call, self._buffers, **more)
+        self._check(call, self._buffers)
+        return self._note(contender, self._buffers)
 
     def _check(self, call: Call, buffers: Buffers) -> None:
         buffers.receive.fill_(-1)

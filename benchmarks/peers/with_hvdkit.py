@@ -59,6 +59,15 @@ def contenders(prefix: str) -> dict[str, Prepare]:
     return found
 
 
+def what_auto_is(contender: str, buffers: Buffers) -> str | None:
+    """The algorithm that hvdkit chose for this message."""
+    if not contender.endswith(" auto"):
+        return None
+    kind = {"allreduce": "all_reduce", "allgather": "all_gather", "reducescatter": "reduce_scatter"}
+    algorithms = direct_collectives(require_world()).algorithms
+    return algorithms.resolve(kind.get(buffers.collective, buffers.collective), buffers.send.nbytes, "auto")
+
+
 if __name__ == "__main__":
     hvd.init()
-    serve(require_world().comm, contenders(sys.argv[1]))
+    serve(require_world().comm, contenders(sys.argv[1]), what_auto_is)

@@ -53,7 +53,7 @@ def _outcome() -> Outcome:
         2,
         contenders=["hvdkit ring", "hvdkit auto", "peer"],
         measured=[
-            Measured("hvdkit auto", 1024**2, [[1.0, 1.0], [3.0, 3.0], [3.0, 9.0]]),
+            Measured("hvdkit auto", 1024**2, [[1.0, 1.0], [3.0, 3.0], [3.0, 9.0]], note="ring"),
             Measured("peer", 1024**2, [[2.0, 2.0], [6.0, 6.0], [6.0, 6.0]]),
             Measured("hvdkit ring", 1024**2, [[1.5, 1.5], [4.5, 4.5], [4.5, 4.5]]),
         ],
@@ -85,7 +85,8 @@ def test_tables_and_record_name_every_contender_and_no_path() -> None:
         assert [row[0] for row in rows] == ["1 MiB"]
         assert all(len(row) == len(header) for row in rows)
     assert tables(summary)[0][2] == [["1 MiB", "4500", "3000", "6000", "10.4"]]
-    assert tables(summary)[3][2] == [["1 MiB", "1.50", "1.00", "2.00"]]
+    assert tables(summary)[3][1][-1] == "hvdkit auto is"
+    assert tables(summary)[3][2] == [["1 MiB", "1.50", "1.00", "2.00", "ring"]]
     assert summary.record()["left_out"] == {"other": "the job ended with status 1"}
 
 

@@ -68,7 +68,7 @@ def test_a_job_that_ends_is_told_with_what_it_printed(start: Callable[[str], Job
     job = start("sys.stdin.readline(); sys.exit('the disk is full')")
     with pytest.raises(JobFailedError, match=r"ended with status 1\n.*greeting\n.*the disk is full"), job.turn():
         job.ask({"do": "time"}, 30)
-    with pytest.raises(JobFailedError), job.turn():
+    with pytest.raises(JobFailedError, match="ended with status 1"), job.turn():
         job.ask({"do": "time"}, 30)
 
 
