@@ -5,7 +5,7 @@
 #   TORCH   the torch requirement, as pip reads it
 #   MPI     wheel (PyPI's Open MPI, no root needed), system, or the folder of an MPI such as MPICH
 #   GPU     auto (NCCL where an NVIDIA driver is), nccl or none
-#   NP      workers of `make train`;  ARGS  further options for hvdkit.train
+#   NP      workers of `make train`;  ARGS  further options for hvdkit.train, or for a benchmark
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -44,9 +44,10 @@ help:
 	@echo "make test             all tests: one rank, 2 and 3 under mpirun, 2 under Gloo"
 	@echo "make test-N           the tests under N ranks"
 	@echo "make lint             ruff and mypy"
-	@echo "make bench-allreduce  Horovod's all-reduce beside MPI's (bench-train: a training step)"
-	@echo "make bench-step       a training step beside Horovod's and DDP's (bench-hosts: between two hosts;"
-	@echo "                      bench-straggler: one rank slower; bench-scaling: 1 to 8 ranks)"
+	@echo "make bench-allreduce  hvdkit beside Horovod, Open MPI and Gloo; likewise bench-broadcast, bench-allgather,"
+	@echo "                      bench-reducescatter"
+	@echo "make bench-step       a training step beside Horovod's and DDP's (bench-train: the main job's;"
+	@echo "                      bench-hosts: between two hosts; bench-straggler: one rank slower; bench-scaling: 1 to 8)"
 	@echo "make clean            remove $(VENV) and build products"
 
 setup: $(VENV)/.horovod-built
@@ -101,7 +102,7 @@ lint: setup
 	mypy
 
 bench-%: setup
-	python benchmarks/bench_$(subst -,_,$*).py
+	$(strip python benchmarks/bench_$(subst -,_,$*).py $(ARGS))
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

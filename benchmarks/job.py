@@ -33,16 +33,22 @@ def run_ranks(ranks: int, script: str, *words: str, env: Mapping[str, str] | Non
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """One aligned table; every column's unit stands in `header`."""
-    cells = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     print(title)
-    for row in cells:
-        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    print(*aligned([header, *rows], "  "), sep="\n")
     print(flush=True)
 
 
-def print_record(benchmark: str, ranks: int, results: object) -> None:
-    """One JSON line with the versions and the machine."""
+def aligned(rows: Sequence[Sequence[object]], between: str) -> list[str]:
+    """A line per row, its cells right-aligned in columns with `between` between them."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    return [between.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+
+
+def print_record(
+    benchmark: str, ranks: int | Sequence[int], results: object, details: Mapping[str, str] | None = None
+) -> None:
+    """One JSON line with the versions and the machine, of which `details` may say more."""
     versions = {name: version(name) for name in ("torch", "horovod", "mpi4py", "hvdkit")}
     record = {
         "benchmark": benchmark,
@@ -51,6 +57,7 @@ def print_record(benchmark: str, ranks: int, results: object) -> None:
         "machine": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,
+        **({"details": dict(details)} if details else {}),
         "results": results,
     }
     print(json.dumps(record), flush=True)

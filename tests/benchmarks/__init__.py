@@ -1,0 +1,1 @@
+"""Tests of the benchmarks' harness: what it measures must be the right thing; the times themselves are no tests."""
