@@ -12,6 +12,7 @@ _COMMANDS = {
     "evaluate": ("hvdkit.train.evaluate", "measure the loss of a trained model"),
     "run": ("hvdkit.launch.run", "start workers with the right launcher and flags"),
     "doctor": ("hvdkit.launch.doctor", "check whether this machine can train, with remedies"),
+    "collectives": ("hvdkit.collectives.__main__", "show which collective algorithm is chosen, and why"),
     "horovod": ("hvdkit.horovod_build.__main__", "`hvdkit horovod build`: build Horovod against the installed torch"),
 }
 
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{text}" for name, (_, text) in _COMMANDS.items()]
+    lines = [f"  {name:<12}{text}" for name, (_, text) in _COMMANDS.items()]
     return "\n".join(["usage: hvdkit COMMAND [options]", "", *lines, "", "Each command has its own --help."])
 
 

@@ -10,6 +10,7 @@ from hvdkit.collectives.horovod_engine import HorovodAlgorithm, HorovodEngine
 from hvdkit.collectives.meeting import Meeting
 from hvdkit.collectives.probe import probe
 from hvdkit.runtime.mpi import load_mpi
+from hvdkit.runtime.watch import warn_of_ignored_variables
 from hvdkit.runtime.world import World
 
 
@@ -43,10 +44,12 @@ def _make(world: World, process_set: Any) -> DirectCollectives:
         comm = comm.Create_group(comm.Get_group().Incl(list(process_set.ranks)))
     group = Group(comm)
     if process_set is not None:
+        group.world_ranks = tuple(process_set.ranks)
         comm.Free()
+    warn_of_ignored_variables(world.rank)
     algorithms = Algorithms(group, HorovodAlgorithm(HorovodEngine(world, process_set)))
     meeting = Meeting(group.mpi, group.comm, STRATEGIES)
     if group.size > 1:
         choice = choose_all(probe(group, algorithms, meeting))
         algorithms.choose = choice
-    return DirectCollectives(group, algorithms, meeting)
+    return DirectCollectives(group, algorithms, meeting, world.watch)

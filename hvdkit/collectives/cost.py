@@ -15,13 +15,15 @@ MPICH", IJHPCA 2005 (alpha-beta); here alpha and beta are measured per algorithm
 
 import bisect
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 Point = tuple[int, float]
 """(bytes, seconds)."""
 
-
 _UNPROBED_S_PER_BYTE = 1e-9
+_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -74,18 +76,71 @@ class Parameters:
     """What a node sends to the next one while it receives as much."""
     curves: dict[tuple[str, str], Curve] = field(default_factory=dict)
     """By (collective, algorithm)."""
+    probe_s: float = 0.0
+    """How long the probe took."""
 
     def cost(self, collective: str, algorithm: str, nbytes: int) -> float:
         """Predicted seconds."""
         return self.curves[collective, algorithm].seconds(nbytes)
 
+    def fits(self, nodes: tuple[tuple[int, ...], ...], offered: Iterable[tuple[str, str]]) -> bool:
+        """Whether they hold for ranks that lie on `nodes` and can do `offered`, pairs of collective and algorithm."""
+        return self.nodes == nodes and self.curves.keys() == set(offered)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` makes exactly these parameters of, after a way through JSON too."""
+        curves: dict[str, dict[str, Any]] = {}
+        for (collective, algorithm), curve in self.curves.items():
+            curves.setdefault(collective, {})[algorithm] = {
+                "bytes_and_seconds": [list(point) for point in curve.points],
+                "wire_s_per_byte": curve.wire_s_per_byte,
+            }
+        return {
+            "format": _FORMAT,
+            "nodes": [list(ranks) for ranks in self.nodes],
+            "meeting_s": self.meeting_s,
+            "barrier_s": self.barrier_s,
+            "wire_latency_s": self.wire_latency_s,
+            "wire_bytes_per_s": self.wire_bytes_per_s,
+            "probe_s": self.probe_s,
+            "curves": curves,
+        }
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Parameters":
+        """The inverse of `to_json`. Raises ValueError if `saved` was not made by it."""
+        if saved.get("format") != _FORMAT:
+            raise ValueError(f"parameters of the cost model: format {saved.get('format')!r} is not {_FORMAT}")
+        try:
+            curves = {
+                (collective, algorithm): Curve(
+                    tuple((int(nbytes), float(seconds)) for nbytes, seconds in curve["bytes_and_seconds"]),
+                    curve["wire_s_per_byte"],
+                )
+                for collective, by_algorithm in saved["curves"].items()
+                for algorithm, curve in by_algorithm.items()
+            }
+            return cls(
+                tuple(tuple(ranks) for ranks in saved["nodes"]),
+                saved["meeting_s"],
+                saved["barrier_s"],
+                saved["wire_latency_s"],
+                saved["wire_bytes_per_s"],
+                curves,
+                saved["probe_s"],
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"parameters of the cost model: {error!r} in what was saved") from error
+
 
 def wire_factor(algorithm: str, nodes: int, ranks: int) -> float:
-    """How many times its bytes an all-reduce sends out of the busiest node; 0 where that is not known or one node."""
+    """How many times its bytes an all-reduce sends out of the busiest node; 0 where there is one.
+
+    For algorithms that are not known, such as the library's, what none can do without: that of hierarchical.
+    """
     if nodes == 1:
         return 0.0
     return {
-        "hierarchical": 2 * (nodes - 1) / nodes,
         "ring": 2 * (ranks - 1) / ranks,
-        "tree": 2 * math.ceil(math.log2(nodes)),
-    }.get(algorithm, 0.0)
+        "tree": 2.0 * math.ceil(math.log2(nodes)),
+    }.get(algorithm, 2 * (nodes - 1) / nodes)

@@ -19,6 +19,7 @@ from hvdkit.collectives.group import Group
 from hvdkit.collectives.interface import Done, ReduceOp, Work
 from hvdkit.collectives.meeting import Call, Meeting
 from hvdkit.collectives.reduction import MOVABLE, REDUCIBLE, Reduction, reduction_for
+from hvdkit.runtime.watch import Watch
 
 _BITS = 62
 _ALL_BITS = (1 << _BITS) - 1
@@ -32,8 +33,11 @@ def _in_order(method: F) -> F:
     @functools.wraps(method)
     def call(self: "DirectCollectives", *args: Any, **kwargs: Any) -> Any:
         if self._queue.is_elsewhere:
-            return self._queue.start(lambda: method(self, *args, **kwargs)).result()
-        return method(self, *args, **kwargs)
+            return self._queue.start(lambda: call(self, *args, **kwargs)).result()
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._end()
 
     return cast(F, call)
 
@@ -41,8 +45,11 @@ def _in_order(method: F) -> F:
 class DirectCollectives:
     """Collectives over `group`. `strategy` is what calls use that name none: an algorithm or "auto"."""
 
-    def __init__(self, group: Group, algorithms: Algorithms, meeting: Meeting, strategy: str = "auto") -> None:
-        self.group, self.algorithms, self.meeting = group, algorithms, meeting
+    def __init__(
+        self, group: Group, algorithms: Algorithms, meeting: Meeting, watch: Watch, strategy: str = "auto"
+    ) -> None:
+        self.group, self.algorithms, self.meeting, self.watch = group, algorithms, meeting, watch
+        self._is_watched = False
         self.strategy = strategy
         self.size, self.index = group.size, group.index
         self.pending: dict[int, Callable[[], None]] = {}
@@ -53,7 +60,7 @@ class DirectCollectives:
 
     def with_strategy(self, strategy: str) -> "DirectCollectives":
         """The same, with another strategy for calls that name none."""
-        other = DirectCollectives(self.group, self.algorithms, self.meeting, strategy)
+        other = DirectCollectives(self.group, self.algorithms, self.meeting, self.watch, strategy)
         other.pending, other.optimizers, other._queue = self.pending, self.optimizers, self._queue
         return other
 
@@ -195,7 +202,7 @@ class DirectCollectives:
     @_in_order
     def gather_objects(self, item: Any, name: str) -> list[Any]:
         """See `Collectives`."""
-        self.meeting.meet(Call("gather_objects", name=name))
+        self._meet(lambda: Call("gather_objects", name=name))
         gathered: list[Any] = self.group.comm.allgather(item)
         return gathered
 
@@ -216,7 +223,7 @@ class DirectCollectives:
     @_in_order
     def _ready_everywhere(self, mine: int) -> int:
         """The bits that all ranks set. Collective."""
-        self.meeting.meet(Call("ready"))
+        self._meet(lambda: Call("ready"))
         return self._agree_on_ready(mine)
 
     def _agree_on_ready(self, mine: int) -> int:
@@ -267,8 +274,19 @@ class DirectCollectives:
         except (TypeError, ValueError) as error:
             self.meeting.meet(Call("mistake", name=str(error)))
             raise
+        self._begin(call)
         self.meeting.meet(call)
         return call
+
+    def _begin(self, call: Call) -> None:
+        nbytes = call.count * call.dtype.itemsize
+        self.watch.begin(call.name or call.kind, call.kind, call.algorithm, nbytes, self.group.world_ranks)
+        self._is_watched = True
+
+    def _end(self) -> None:
+        if self._is_watched:
+            self._is_watched = False
+            self.watch.end()
 
     def _reduction(self, call: Call, weight: float | None) -> Reduction:
         weights: list[float] | None = None

@@ -12,6 +12,9 @@ class Group:
     `nodes` overrides which ranks share memory: one number per rank, equal for ranks of one node. By default MPI says.
     """
 
+    world_ranks: tuple[int, ...] | None = None
+    """The ranks of the world that are in it; None for all."""
+
     def __init__(self, comm: Any, nodes: Sequence[int] | None = None) -> None:
         mpi = load_mpi()
         self.mpi = mpi

@@ -105,7 +105,9 @@ EDITS = (
     ),
     Edit(
         file="horovod/common/operations.cc",
-        anchor="      for (auto& response : response_list.responses()) {\n        if (!process_set.group_table.empty()) {",
+        anchor=(
+            "      for (auto& response : response_list.responses()) {\n        if (!process_set.group_table.empty()) {"
+        ),
         replacement=(
             "      if (!response_list.responses().empty()) {\n        idle_cycles = 0;\n      }\n"
             "      for (auto& response : response_list.responses()) {\n        if (!process_set.group_table.empty()) {"

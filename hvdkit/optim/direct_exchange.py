@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from hvdkit.collectives import DirectCollectives, Work
-from hvdkit.compression import NoneCompressor
+from hvdkit.optim.bucket_sums import BucketSums, Residuals
 from hvdkit.optim.buckets import Bucket, plan_buckets
+from hvdkit.optim.compression import BucketCompressor, NoneCompressor, can_share_buckets
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.plan import Agreement, Overlap
 from hvdkit.optim.sparse import reduce_sparse
@@ -40,13 +41,14 @@ class DirectExchange:
         options: ReducerOptions,
         weighting: Weighting,
         statistics: Statistics,
+        residuals: Residuals,
     ) -> None:
         self._collectives, self._agreed, self._options = collectives, agreed, options
         self._parameters, self._weighting, self._statistics = parameters, weighting, statistics
         self._sparse_indices = [index for index in sorted(agreed.order) if agreed.sparse[index]]
         compression = options.compression
         is_plain = compression is NoneCompressor
-        is_elementwise = getattr(compression, "is_elementwise", False)
+        is_elementwise = can_share_buckets(compression)
         self._buckets = plan_buckets(
             parameters,
             [index for index in agreed.order if not agreed.sparse[index]],
@@ -62,6 +64,9 @@ class DirectExchange:
         """What the summed gradients were multiplied by in the last exchange."""
         self.written: list[weakref.ref[torch.Tensor]] = []
         """The aggregated gradients of the last exchange."""
+        self._sums = None
+        if isinstance(compression, BucketCompressor):
+            self._sums = BucketSums(compression, self._buckets, residuals)
         collectives.optimizers.add(agreed.number)
         self._begin()
 
@@ -84,6 +89,10 @@ class DirectExchange:
         for work in self._works:
             work.wait()
         self._begin()
+
+    def residuals(self) -> Residuals:
+        """What compression keeps between steps."""
+        return {} if self._sums is None else self._sums.residuals()
 
     def close(self) -> None:
         """Forget it for good."""
@@ -199,18 +208,25 @@ class DirectExchange:
             self._all_reduce(torch.view_as_real(gradient) if gradient.is_complex() else gradient, name)
             gradients[0] = gradient
             return
-        bucket.fill(gradients, 1.0)
+        if self._sums is not None:
+            bucket.fill(gradients, self._share)
+            self._statistics.bytes_sent += self._sums.sum_(number, bucket.flat, name, self._collectives)
+        else:
+            bucket.fill(gradients, 1.0)
+            self._reduce_packed(bucket, name)
+        for place, (index, view) in enumerate(zip(bucket.indices, bucket.views, strict=True)):
+            gradient = gradients[place]
+            if gradient is None or gradient.is_sparse:
+                gradients[place] = gradient = torch.empty_like(self._parameters[index])
+            gradient.copy_(view)
+
+    def _reduce_packed(self, bucket: Bucket, name: str) -> None:
         whole = bucket.views[0] if len(bucket.views) == 1 and not bucket.dtype.is_complex else bucket.flat
         sent, context = self._options.compression.compress(whole)
         self._all_reduce(sent, name)
         result = self._options.compression.decompress(sent, context)
         if result.data_ptr() != bucket.flat.data_ptr():
             bucket.flat.copy_(result.reshape(-1))
-        for place, (index, view) in enumerate(zip(bucket.indices, bucket.views, strict=True)):
-            gradient = gradients[place]
-            if gradient is None or gradient.is_sparse:
-                gradients[place] = gradient = torch.empty_like(self._parameters[index])
-            gradient.copy_(view)
 
     def _all_reduce(self, tensor: torch.Tensor, name: str) -> None:
         op = self._options.op

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from hvdkit.collectives import check_strategy, why_no_direct
+from hvdkit.collectives import check_strategy as check_strategy_name
+from hvdkit.collectives import why_no_direct
 from hvdkit.optim.buckets import DEFAULT_BUCKET_BYTES
-from hvdkit.optim.compression import Compression
+from hvdkit.optim.compression import BucketCompressor, Compression, resolve
 from hvdkit.optim.options import ReducerOptions
 from hvdkit.optim.wrapped import Settings, wrap
-from hvdkit.runtime import require_world
+from hvdkit.runtime import World, require_world
 from hvdkit.runtime.engine import horovod
 
 _horovod = horovod()
@@ -45,7 +46,8 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     Args:
         optimizer: any torch optimizer. Its class, state, defaults, hooks and schedulers are kept.
         named_parameters: `model.named_parameters()`; optional, used in messages. Must name every parameter.
-        compression: `Compression.none`, `Compression.fp16`, or an object with `compress` and `decompress`.
+        compression: `Compression.none`, `.fp16`, `.bf16`, `.int8`, `.topk(ratio=...)`, `.powersgd(rank=...)`, their
+            names as text ("powersgd:rank=8"), or an object with `compress` and `decompress`, as in Horovod.
         backward_passes_per_step: backward passes whose gradients are summed locally before they are aggregated.
         op: `Average`, `Sum`, `Adasum` (needs a power of 2 of ranks), `Min`, `Max` or `Product`.
         gradient_predivide_factor: with `Average`, divide by it before the sum and by size / it afterwards.
@@ -79,6 +81,9 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     if op == Adasum and not is_global:
         raise NotImplementedError("Adasum does not support non-global process sets yet.")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    compression = resolve(compression)
+    if isinstance(compression, BucketCompressor) and op not in (Average, Sum):
+        raise ValueError(f"compression={compression.name} goes with op=Average and op=Sum")
     options = ReducerOptions(
         compression=compression,
         op=_OPS[op],  # type: ignore[arg-type]
@@ -91,18 +96,19 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
         overlap=overlap,
     )
     names = _names(optimizer, parameters, named_parameters)
-    _check_strategy(strategy, op, parameters)
+    check_strategy(strategy, require_world(), (parameter.device for parameter in parameters), op)
     return wrap(optimizer, Settings(options, names, None if is_global else process_set, strategy))
 
 
-def _check_strategy(strategy: str, op: int, parameters: list[torch.Tensor]) -> None:
-    check_strategy(strategy)
+def check_strategy(strategy: str, world: World, devices: Iterable[torch.device], op: int = Average) -> None:
+    """Raise ValueError if `strategy` cannot reduce gradients on `devices` in this world."""
+    check_strategy_name(strategy)
     if strategy in ("auto", "horovod"):
         return
-    why = why_no_direct(require_world())
+    why = why_no_direct(world)
     if op == Adasum:
         why = "Adasum is an operation of Horovod's engine"
-    elif any(parameter.device.type != "cpu" for parameter in parameters):
+    elif any(device.type != "cpu" for device in devices):
         why = "there are parameters that are not on the CPU"
     if why is not None:
         raise ValueError(f'strategy={strategy!r} cannot be had: {why}; use "auto" or "horovod"')

@@ -7,13 +7,15 @@ which parameters have a gradient anywhere, and which buckets were sent too early
 
 import contextlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from hvdkit.collectives import Collectives, ReduceOp, Work
+from hvdkit.optim.bucket_sums import BucketSums, Residuals
 from hvdkit.optim.buckets import Bucket, plan_buckets
+from hvdkit.optim.compression import BucketCompressor, can_share_buckets
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.plan import Agreement
 from hvdkit.optim.sparse import reduce_sparse
@@ -31,18 +33,22 @@ class Exchange:
         options: ReducerOptions,
         weighting: Weighting,
         statistics: Statistics,
+        residuals: Residuals,
     ) -> None:
         self._collectives, self._agreed, self._options = collectives, agreed, options
         self._parameters, self._weighting, self._statistics = parameters, weighting, statistics
         self._sparse_indices = [index for index in sorted(agreed.order) if agreed.sparse[index]]
         # A compressor of the user's own may depend on a parameter's shape: give it one parameter at a time.
-        is_elementwise = getattr(options.compression, "is_elementwise", False)
+        is_elementwise = can_share_buckets(options.compression)
         self._buckets = plan_buckets(
             parameters,
             [index for index in agreed.order if not agreed.sparse[index]],
             bucket_bytes=options.bucket_bytes if is_elementwise else 0,
             groups=options.groups if is_elementwise else None,
         )
+        self._sums = None
+        if isinstance(options.compression, BucketCompressor):
+            self._sums = BucketSums(options.compression, self._buckets, residuals)
         self._bucket_of = {i: number for number, bucket in enumerate(self._buckets) for i in bucket.indices}
         self._unit = agreed.unit
         self.inverse = 1.0
@@ -70,6 +76,10 @@ class Exchange:
             with contextlib.suppress(RuntimeError):
                 self._header.wait()
         self._begin()
+
+    def residuals(self) -> Residuals:
+        """What compression keeps between steps."""
+        return {} if self._sums is None else self._sums.residuals()
 
     def close(self) -> None:
         """Forget it for good."""
@@ -124,7 +134,9 @@ class Exchange:
         is_used, is_sparse = [[number > 0 for number in part.tolist()] for part in (used, sparse_on)]
         self.written = []
         for bucket, (result, context) in zip(self._buckets, results, strict=True):
-            self._write_back(bucket, self._options.compression.decompress(result, context), scale, is_used, is_sparse)
+            if self._sums is None:
+                result = self._options.compression.decompress(result, context)
+            self._write_back(bucket, result, scale, is_used, is_sparse)
         for index in self._sparse_indices:
             self._exchange_sparse(index, is_used[index])
         self._weighting.unit = total.unit or self._weighting.unit
@@ -143,6 +155,8 @@ class Exchange:
             bucket.flat.zero_()
         else:
             bucket.fill([self._parameters[i].grad for i in bucket.indices], self._weighting.factor / self._unit)
+        if self._sums is not None:
+            return _Summed(lambda: self._sum(number, name)), None
         whole = bucket.views[0] if len(bucket.views) == 1 and not bucket.dtype.is_complex else bucket.flat
         tensor, context = self._options.compression.compress(whole)
         work = self._collectives.all_reduce_async_(
@@ -151,6 +165,12 @@ class Exchange:
         ranks = self._collectives.size
         self._statistics.bytes_sent += 2 * (ranks - 1) / ranks * tensor.numel() * tensor.element_size()
         return work, context
+
+    def _sum(self, number: int, name: str) -> torch.Tensor:
+        assert self._sums is not None
+        flat = self._buckets[number].flat.div_(self._options.predivide)
+        self._statistics.bytes_sent += self._sums.sum_(number, flat, name, self._collectives)
+        return flat
 
     @property
     def _wire_op(self) -> ReduceOp:
@@ -184,3 +204,13 @@ class Exchange:
             mine = parameter.grad.mul(self._weighting.factor)
         name = f"{self._agreed.key}.sparse.{index}"
         parameter.grad = reduce_sparse(self._collectives, mine, parameter, name, self.inverse)
+
+
+class _Summed:
+    """The compressed sum of a bucket, which takes several exchanges: made when it is waited for, in one order."""
+
+    def __init__(self, work: Callable[[], torch.Tensor]) -> None:
+        self._work = work
+
+    def wait(self) -> torch.Tensor:
+        return self._work()

@@ -14,6 +14,7 @@ import torch
 from hvdkit.collectives import Collectives, DirectCollectives
 from hvdkit.errors import HvdkitError
 from hvdkit.optim.backward import at_end_of_backward
+from hvdkit.optim.bucket_sums import Residuals
 from hvdkit.optim.direct_exchange import DirectExchange
 from hvdkit.optim.exchange import Exchange
 from hvdkit.optim.hooks import GradientHook
@@ -47,6 +48,8 @@ class Reducer:
         self._collectives: Collectives | None = None
         self._exchange: Exchange | DirectExchange | None = None
         """None until the ranks have agreed on a plan, and again when it no longer holds."""
+        self._residuals: Residuals = {}
+        """What compression keeps, while there is no plan."""
         self._names = list(names)
         self._parameters = list(parameters)
         self._released: set[int] = set()
@@ -131,6 +134,7 @@ class Reducer:
             plan_fits = self._exchange.finish()
             self._last_inverse = self._exchange.inverse
             if not plan_fits:
+                self._residuals = self._exchange.residuals()
                 self._exchange.close()
                 self._exchange = None
         self._restart_backward()
@@ -165,7 +169,7 @@ class Reducer:
             collectives, self._names, self._parameters, active, seen, self.weighting,
             overlap=overlap,
         )  # fmt: skip
-        arguments = (agreed, self._parameters, self.options, self.weighting, self.statistics)
+        arguments = (agreed, self._parameters, self.options, self.weighting, self.statistics, self._residuals)
         if isinstance(collectives, DirectCollectives):
             return DirectExchange(collectives, *arguments)
         return Exchange(collectives, *arguments)
@@ -193,6 +197,16 @@ class Reducer:
                 "no_sync() or backward_passes_per_step"
             )
 
+    @property
+    def residuals(self) -> Residuals:
+        """What compression has not sent yet, and what it goes on from, by the index of the parameter."""
+        return self._residuals if self._exchange is None else self._exchange.residuals()
+
+    @residuals.setter
+    def residuals(self, residuals: Residuals) -> None:
+        self._abandon(for_good=True)  # the next plan goes on from them
+        self._residuals = residuals
+
     # -- which parameters, over which ranks
 
     def _refresh(self) -> None:
@@ -200,6 +214,8 @@ class Reducer:
         if collectives is not self._collectives:
             if collectives is None and self._collectives is not None and self._collectives.size > 1:
                 require_world()  # going on alone would let the ranks part ways
+            if self._exchange is not None:
+                self._residuals = self._exchange.residuals()
             self._collectives, self._exchange = collectives, None
         self._watch_if_changed()
 
@@ -210,8 +226,8 @@ class Reducer:
                 self._exchange.close()
             else:
                 self._exchange.abandon()
-        if for_good:
-            self._exchange = None
+        if for_good and self._exchange is not None:
+            self._residuals, self._exchange = self._exchange.residuals(), None
 
     def _kinds(self) -> list[tuple[torch.dtype, torch.device, torch.Size] | None]:
         """What the plan depends on, per parameter; None for one that is not trained here."""

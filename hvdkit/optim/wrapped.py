@@ -5,6 +5,7 @@ and every reference to it stay valid. (Horovod builds a new object by running th
 parameter groups alone, which loses state and fails for constructors of another shape.)
 """
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +17,13 @@ import torch
 
 from hvdkit.collectives import Collectives, HorovodEngine, direct_collectives, why_no_direct
 from hvdkit.optim.adasum import adasum_step
+from hvdkit.optim.compression import average_errors
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.reducer import Reducer
 from hvdkit.runtime import World, current_world
+
+_RESIDUALS = "compression"
+"""The key of an optimizer's state_dict under which bucket compression keeps its state."""
 
 
 @dataclass(frozen=True)
@@ -160,9 +165,32 @@ class Distributed:
             self._settings = replace(self._settings, names=names)
             self._reducer.set_parameters(names, _parameters(self))
 
+    def state_dict(self) -> dict[str, Any]:
+        """As the wrapped optimizer's; with what bucket compression has not sent yet, which differs between ranks."""
+        state: dict[str, Any] = super().state_dict()  # type: ignore[misc]
+        if residuals := self._reducer.residuals:
+            state[_RESIDUALS] = residuals
+        return state
+
+    def consolidated_state_dict(self) -> dict[str, Any]:
+        """`state_dict()` that is right for all ranks, so that one may save it for all. Collective.
+
+        What bucket compression has not sent is averaged over ranks: nothing of it is lost, but a run that goes on from
+        it differs in rounding from one that never stopped.
+        """
+        state = self.state_dict()
+        collectives = self._connection()
+        if _RESIDUALS in state and collectives is not None:
+            residuals = state[_RESIDUALS]
+            indices = sorted(residuals)
+            averaged = average_errors([residuals[i] for i in indices], "hvdkit.optimizer.residuals", collectives)
+            state[_RESIDUALS] = dict(zip(indices, averaged, strict=True))
+        return state
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As the wrapped optimizer's; an unfinished step is forgotten."""
         super().load_state_dict(state_dict)  # type: ignore[misc]
+        self._reducer.residuals = copy.deepcopy(state_dict.get(_RESIDUALS, {}))
         self._reducer.restart()
 
     def __reduce__(self) -> tuple[Any, ...]:

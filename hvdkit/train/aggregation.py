@@ -20,6 +20,9 @@ class Aggregation(Protocol):
     def step(self) -> None:
         """Step the optimizer with the gradients as they are."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state, right for all ranks. Collective."""
+
     def cost(self) -> tuple[float, float]:
         """Bytes sent and seconds of exposed communication so far, of this rank."""
 
@@ -42,6 +45,11 @@ class WeighedAggregation:
     def step(self) -> None:
         """See `Aggregation`."""
         self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Aggregation`."""
+        state: dict[str, Any] = self.optimizer.consolidated_state_dict()
+        return state
 
     def cost(self) -> tuple[float, float]:
         """See `Aggregation`."""

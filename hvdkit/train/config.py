@@ -47,7 +47,14 @@ class TrainConfig:
     beta2: float = option(0.95, "AdamW's second beta")
     clip_norm: float = option(1.0, "largest norm of the aggregated gradient; 0 for no clipping")
     precision: Literal["float32", "bf16", "float64"] = option("float32", "bf16 computes under autocast")
-    compression: Literal["none", "fp16"] = option("none", "gradients on the wire")
+    compression: str = option(
+        "none", "gradients on the wire: none, fp16, bf16, int8, topk:ratio=0.01, powersgd:rank=4 (or other numbers)"
+    )
+    strategy: str = option(
+        "auto",
+        "what reduces gradients: auto (the quickest by measurement), mpi, ring, tree, shared_memory, hierarchical, or "
+        "horovod (its engine)",
+    )
     seed: int = option(0, "of initial weights, order of samples, and dropout")
 
     eval_every: int = option(100, "steps between evaluations; 0 for only at the end")

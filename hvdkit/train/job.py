@@ -38,15 +38,25 @@ Aggregate = Callable[[torch.optim.Optimizer, LanguageModel, TrainConfig], Aggreg
 def aggregate_with_hvdkit(optimizer: torch.optim.Optimizer, model: LanguageModel, config: TrainConfig) -> Aggregation:
     """Every rank starts from rank 0's weights; gradients go through `hvdkit.DistributedOptimizer`."""
     import hvdkit.optim as optim
-    from hvdkit.compression import Compression
     from hvdkit.runtime.dropin.functions import broadcast_parameters
 
     broadcast_parameters(model.state_dict(), root_rank=0)
     return WeighedAggregation(
         optim.DistributedOptimizer(
-            optimizer, model.named_parameters(), compression=getattr(Compression, config.compression)
+            optimizer, model.named_parameters(), compression=config.compression, strategy=config.strategy
         )
     )
+
+
+def _check_aggregation(world: World, config: TrainConfig) -> None:
+    from hvdkit.optim.compression import parse_compression
+    from hvdkit.optim.distributed import check_strategy
+
+    try:
+        parse_compression(config.compression)
+        check_strategy(config.strategy, world, [world.device])
+    except ValueError as error:
+        raise ConfigError(f"--{str(error).replace('strategy=', 'strategy ', 1)}") from None
 
 
 class Job:
@@ -54,6 +64,7 @@ class Job:
 
     def __init__(self, world: World, config: TrainConfig, aggregate: Aggregate = aggregate_with_hvdkit) -> None:
         self.world, self.config = world, config
+        _check_aggregation(world, config)
         torch.set_num_threads(config.threads or world.threads)
         self.resumed = together(world, lambda: _load(config.resume)) if config.resume else None
         if self.resumed and self.resumed.state["step"] >= config.steps:
@@ -127,7 +138,7 @@ class Job:
         state = {
             "step": self.loop.step,
             "position": (position.epoch, position.consumed),
-            "optimizer": self.aggregation.optimizer.state_dict(),
+            "optimizer": self.aggregation.state_dict(),
             "random": gather_random_state(self.world),
         }
         checkpoints = self.folder / "checkpoints"

@@ -9,7 +9,14 @@ from hvdkit.optim.compression.elementwise import BF16Compressor, Compressor, FP1
 from hvdkit.optim.compression.int8 import Int8
 from hvdkit.optim.compression.interface import BucketCompression, BucketCompressor, ParameterState
 from hvdkit.optim.compression.powersgd import PowerSGD
-from hvdkit.optim.compression.registry import Compression, names, parse_compression, register, resolve
+from hvdkit.optim.compression.registry import (
+    Compression,
+    can_share_buckets,
+    names,
+    parse_compression,
+    register,
+    resolve,
+)
 from hvdkit.optim.compression.residual import average_errors
 from hvdkit.optim.compression.topk import TopK
 
@@ -26,6 +33,7 @@ __all__ = [
     "PowerSGD",
     "TopK",
     "average_errors",
+    "can_share_buckets",
     "names",
     "parse_compression",
     "register",

@@ -89,6 +89,14 @@ def resolve(compression: Any) -> Any:
     )
 
 
+def can_share_buckets(compression: Any) -> bool:
+    """Whether several parameters may be compressed together.
+
+    A compressor of the user's own may depend on a parameter's shape, unless it says `is_elementwise`.
+    """
+    return isinstance(compression, BucketCompressor) or bool(getattr(compression, "is_elementwise", False))
+
+
 def _is_elementwise_form(kind: Any) -> bool:
     return callable(getattr(kind, "compress", None)) and callable(getattr(kind, "decompress", None))
 
