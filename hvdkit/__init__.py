@@ -25,7 +25,7 @@ _HOME = {
     ),
     # Horovod's, with hvdkit's own collectives in the same file
     **dict.fromkeys(("start_timeline", "stop_timeline"), "hvdkit.runtime.dropin.timeline"),
-    # Horovod's operations, with bfloat16
+    # Horovod's operations, with bfloat16 and `strategy=`
     **dict.fromkeys(
         (
             "allgather",
@@ -34,8 +34,6 @@ _HOME = {
             "allreduce_",
             "allreduce_async",
             "allreduce_async_",
-            "alltoall",
-            "alltoall_async",
             "broadcast",
             "broadcast_",
             "broadcast_async",
@@ -48,13 +46,14 @@ _HOME = {
             "grouped_allreduce_async_",
             "grouped_reducescatter",
             "grouped_reducescatter_async",
+            "poll",
             "reducescatter",
             "reducescatter_async",
-            "sparse_allreduce_async",
             "synchronize",
         ),
-        "hvdkit.runtime.dropin.operations",
+        "hvdkit.collectives.strategies",
     ),
+    **dict.fromkeys(("alltoall", "alltoall_async", "sparse_allreduce_async"), "hvdkit.runtime.dropin.operations"),
 }
 
 # Horovod's as they are
@@ -62,7 +61,7 @@ _HOROVOD = (
     *("Adasum", "Average", "Max", "Min", "Product", "Sum"),
     *("HorovodInternalError", "SyncBatchNorm"),
     *("ProcessSet", "add_process_set", "global_process_set", "remove_process_set"),
-    *("barrier", "poll"),
+    "barrier",
     *("cross_rank", "cross_size", "local_rank", "local_size", "rank", "size"),
     *("ccl_built", "cuda_built", "ddl_built", "gloo_built", "mpi_built", "nccl_built", "rocm_built"),
     *("gloo_enabled", "mpi_enabled", "mpi_threads_supported"),

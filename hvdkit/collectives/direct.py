@@ -9,7 +9,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 import torch
@@ -200,6 +200,12 @@ class DirectCollectives:
         return Done(self.all_reduce_(tensor, op=op, name=name))
 
     @_in_order
+    def refuse(self, error: Exception) -> NoReturn:
+        """Raise `error`, a mistake in what this rank was asked, such that the others do not wait for it. Collective."""
+        self.meeting.meet(Call("mistake", name=str(error)))
+        raise error
+
+    @_in_order
     def gather_objects(self, item: Any, name: str) -> list[Any]:
         """See `Collectives`."""
         self._meet(lambda: Call("gather_objects", name=name))
@@ -368,7 +374,7 @@ def _names(dtypes: Iterable[torch.dtype]) -> str:
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` in one dimension, itself where it is contiguous."""
-    flat = tensor.contiguous().view(-1)
+    flat = tensor.resolve_conj().resolve_neg().contiguous().view(-1)
     return flat.as_strided(flat.shape, (1,))  # a single element may have any stride
 
 

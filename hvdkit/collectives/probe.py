@@ -2,9 +2,9 @@
 
 Every algorithm runs with a few message lengths, shortest first. The algorithms of a collective take turns, so that a
 slow moment of the machine strikes them alike; each length gets its share of the time that is left, for as many
-repetitions as fit. Longer ones are left out, for all algorithms of the collective, when they would not fit (slow
-networks, many ranks on few cores), and an algorithm that falls far behind runs no further. Rank 0's numbers are
-everyone's, so that all ranks choose alike.
+repetitions as fit, of which the fastest counts. Longer ones are left out, for all algorithms of the collective, when
+they would not fit (slow networks, many ranks on few cores). Rank 0's numbers are everyone's, so that all ranks choose
+alike.
 """
 
 import time
@@ -23,7 +23,6 @@ from hvdkit.collectives.reduction import Reduction
 SIZES = (256, 8 * 1024, 64 * 1024, 512 * 1024, 4 * 2**20)
 _BUDGET_S = 0.4
 _MOST_REPEATS = 15
-_FAR_BEHIND = 3.0
 _WIRE_BYTES = 128 * 1024
 
 Calls = dict[str, Callable[[], None]]
@@ -41,22 +40,17 @@ def probe(group: Group, algorithms: Algorithms, meeting: Meeting, budget_s: floa
     todo = [(nbytes, collective) for nbytes in SIZES for collective in COLLECTIVES]
     for number, (nbytes, collective) in enumerate(todo):
         known = {name: points[kind, name] for kind, name in points if kind == collective}
-        names = group.comm.bcast(_worth_probing(known, nbytes, deadline - time.perf_counter()))
-        if not names:
+        left_s = deadline - time.perf_counter()
+        if not group.comm.bcast(_fits(known, nbytes, left_s)):
             continue
-        calls = make_calls(group, algorithms, meeting, collective, names, nbytes)
-        started = time.perf_counter()
-        first = time_in_turns(group, calls, repeats=1)
-        once_s = time.perf_counter() - started
-        share_s = (deadline - time.perf_counter()) / (len(todo) - number)
-        repeats = group.comm.bcast(min(_MOST_REPEATS, int(share_s / once_s)))
-        found = time_in_turns(group, calls, repeats) if repeats > 0 else first
-        for name, seconds in found.items():
+        calls = make_calls(group, algorithms, meeting, collective, known, nbytes)
+        share_s = left_s / (len(todo) - number)
+        for name, seconds in _fastest(group, calls, share_s).items():
             points[collective, name].append((nbytes, seconds))
     curves = {}
     for (collective, name), measured in points.items():
         factor = wire_factor(name, len(group.members), group.size) if collective == "all_reduce" else 0.0
-        curves[collective, name] = Curve(tuple(measured), factor / bandwidth if bandwidth else 0.0)
+        curves[collective, name] = Curve(_rising(measured), factor / bandwidth if bandwidth else 0.0)
     took_s = time.perf_counter() - deadline + budget_s
     mine = Parameters(group.members, meeting_s, barrier_s, latency_s, bandwidth, curves, took_s)
     shared: Parameters = group.comm.bcast(mine)
@@ -68,14 +62,30 @@ def offered(algorithms: Algorithms) -> list[tuple[str, str]]:
     return [(kind, name) for kind in COLLECTIVES for name in algorithms.names(kind) if name != "horovod"]
 
 
-def _worth_probing(known: dict[str, list[Point]], nbytes: int, left_s: float) -> list[str]:
-    """The algorithms to run with `nbytes`, given their points so far: none that is far behind, none if too slow."""
+def _fits(known: dict[str, list[Point]], nbytes: int, left_s: float) -> bool:
+    """Whether two calls of each algorithm with `nbytes` fit, by their points so far; the first two lengths always."""
     if any(len(found) < 2 for found in known.values()):
-        return list(known)
-    expected = {name: Curve(tuple(found)).seconds(nbytes) for name, found in known.items()}
-    limit_s = _FAR_BEHIND * min(expected.values())
-    names = [name for name in known if expected[name] <= limit_s]
-    return names if 2 * sum(expected[name] for name in names) <= left_s else []
+        return True
+    return 2 * sum(Curve(tuple(found)).seconds(nbytes) for found in known.values()) <= left_s
+
+
+def _rising(points: list[Point]) -> tuple[Point, ...]:
+    """The points; where a shorter message took longer than a longer one, something else took that time."""
+    least, made = float("inf"), []
+    for nbytes, seconds in reversed(points):
+        least = min(least, seconds)
+        made.append((nbytes, least))
+    return tuple(reversed(made))
+
+
+def _fastest(group: Group, calls: Calls, share_s: float) -> dict[str, float]:
+    """For each call the least of the ranks' mean seconds, after one round to warm up, in about `share_s`. Collective."""
+    deadline = time.perf_counter() + share_s
+    _one_turn(group, calls)
+    turns = [_one_turn(group, calls)]
+    while group.comm.bcast(len(turns) < _MOST_REPEATS and time.perf_counter() < deadline):
+        turns.append(_one_turn(group, calls))
+    return dict(zip(calls, _mean_of_ranks(group, turns).min(axis=0).tolist(), strict=True))
 
 
 def make_calls(
@@ -115,20 +125,30 @@ def time_in_turns(group: Group, calls: Calls, repeats: int) -> dict[str, float]:
 
     The calls take turns, and a barrier precedes each.
     """
-    times = np.zeros((repeats, len(calls)))
-    for turn in times:
-        for place, call in enumerate(calls.values()):
-            group.comm.Barrier()
-            start = time.perf_counter()
-            call()
-            turn[place] = time.perf_counter() - start
+    times = _mean_of_ranks(group, [_one_turn(group, calls) for _ in range(repeats)])
+    return dict(zip(calls, np.median(times, axis=0).tolist(), strict=True))
+
+
+def _one_turn(group: Group, calls: Calls) -> list[float]:
+    """This rank's seconds for each call."""
+    seconds = []
+    for call in calls.values():
+        group.comm.Barrier()
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def _mean_of_ranks(group: Group, turns: list[list[float]]) -> Any:
+    times = np.array(turns)
     group.comm.Allreduce(group.mpi.IN_PLACE, times, group.mpi.SUM)
-    return dict(zip(calls, np.median(times / group.size, axis=0).tolist(), strict=True))
+    return times / group.size
 
 
 def _seconds(group: Group, call: Callable[[], None], repeats: int) -> float:
     call()
-    return time_in_turns(group, {"": call}, repeats)[""]
+    return float(_mean_of_ranks(group, [_one_turn(group, {"": call}) for _ in range(repeats)]).min())
 
 
 def _probe_wire(group: Group) -> tuple[float, float]:

@@ -13,6 +13,13 @@ from hvdkit.runtime import World
 from tests.jobs import run_program, succeed
 
 OWN_SIGNATURE = {"init", "shutdown", "DistributedOptimizer"}
+OWN_KEYWORDS = [("strategy", inspect.Parameter.KEYWORD_ONLY, None), ("weight", inspect.Parameter.KEYWORD_ONLY, None)]
+TAKES_STRATEGY = {
+    grouped + name + ending
+    for name in ("allreduce", "allgather", "broadcast", "reducescatter")
+    for ending in ("", "_", "_async", "_async_")
+    for grouped in (["", "grouped_"] if name != "broadcast" else [""])
+}
 
 
 def horovod_names() -> list[str]:
@@ -39,7 +46,9 @@ def test_signatures_are_horovods(world: World) -> None:
         theirs, ours = getattr(horovod, name), getattr(hvd, name)
         if name in OWN_SIGNATURE or not (inspect.isfunction(theirs) or inspect.ismethod(theirs)):
             continue
-        assert arguments(ours) == arguments(theirs), name
+        own = [argument for argument in arguments(ours) if argument in OWN_KEYWORDS]
+        assert arguments(ours) == [*arguments(theirs), *own], name
+        assert ("strategy" in inspect.signature(ours).parameters) == (name in TAKES_STRATEGY), name
 
 
 def test_init_and_shutdown_take_what_horovods_take(world: World) -> None:
