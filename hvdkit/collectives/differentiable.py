@@ -185,7 +185,7 @@ def _own(work: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _total_weight(how: How) -> float:
-    return sum(how.direct.gather_objects(how.weight, "weights of gradients"))
+    return float(sum(how.direct.gather_objects(how.weight, "weights of gradients")))
 
 
 def _one_that_offers(how: How, collective: str) -> str:
