@@ -20,7 +20,7 @@ from hvdkit.collectives.group import Group
 from hvdkit.collectives.meeting import Call, Meeting
 from hvdkit.collectives.reduction import Reduction
 
-SIZES = (256, 8 * 1024, 64 * 1024, 512 * 1024, 4 * 2**20)
+SIZES = (256, 8 * 1024, 64 * 1024, 512 * 1024, 8 * 2**20)
 _BUDGET_S = 0.4
 _MOST_REPEATS = 15
 _WIRE_BYTES = 128 * 1024
@@ -79,7 +79,7 @@ def _rising(points: list[Point]) -> tuple[Point, ...]:
 
 
 def _fastest(group: Group, calls: Calls, share_s: float) -> dict[str, float]:
-    """For each call the least of the ranks' mean seconds, after one round to warm up, in about `share_s`. Collective."""
+    """For each call the least of the ranks' mean seconds, in about `share_s` with a turn to warm up. Collective."""
     deadline = time.perf_counter() + share_s
     _one_turn(group, calls)
     turns = [_one_turn(group, calls)]
