@@ -211,8 +211,9 @@ def _compressed(call: _Call) -> tuple[Tensors, Callable[[Tensors], Tensors]]:
     if compression is None:
         return call.tensors, lambda results: results
     if not (hasattr(compression, "compress") and hasattr(compression, "decompress")):
+        kind = getattr(compression, "__name__", type(compression).__name__)  # the same words on all ranks
         raise ValueError(
-            f"compression={compression!r} is for DistributedOptimizer; here use one that changes the dtype, as "
+            f"compression={kind} is for DistributedOptimizer; here use one that changes the dtype, as "
             "Compression.fp16 and Compression.bf16 do"
         )
     sent, contexts = zip(*(compression.compress(tensor) for tensor in call.tensors), strict=True)
