@@ -9,6 +9,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from hvdkit.collectives.meeting import Call, Meeting
 from hvdkit.collectives.reduction import MOVABLE, REDUCIBLE, Reduction, reduction_for
 from hvdkit.runtime.watch import Watch
 
+_MOST_PLANS = 4096
 _BITS = 62
 _ALL_BITS = (1 << _BITS) - 1
 
@@ -57,6 +59,7 @@ class DirectCollectives:
         self.optimizers: set[int] = set()
         """The numbers of all optimizers that exchange over this group."""
         self._queue = _Queue()
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
 
     def with_strategy(self, strategy: str) -> "DirectCollectives":
         """The same, with another strategy for calls that name none."""
@@ -88,14 +91,14 @@ class DirectCollectives:
         def check() -> Call:
             _check_reducible("all_reduce", tensor, op)
             if weight is not None:
-                reduction_for(op, 1, tensor.dtype, [weight or 1.0])  # raises for what does not go with weights
+                reduction_for(op, 1, tensor.dtype, [1.0])  # raises for what does not go with weights
             return self._call("all_reduce", tensor, strategy, op=op, is_weighted=weight is not None, name=name)
 
-        call = self._meet(check)
-        reduction = self._reduction(call, weight)
+        plan = self._meet(check, ("all_reduce", *_traits(tensor), op, weight is None, strategy, name))
+        reduction = plan.reduction or self._weighted(plan.call, weight)
         flat = _flat(tensor)
-        self.algorithms.method(call.kind, call.algorithm)(flat, reduction)
-        if flat.data_ptr() != tensor.data_ptr():
+        plan.method(flat, reduction)
+        if flat is not tensor and flat.data_ptr() != tensor.data_ptr():
             tensor.copy_(flat.view(tensor.shape))
         return tensor
 
@@ -109,9 +112,9 @@ class DirectCollectives:
             self._check_root("reduce", root)
             return self._call("reduce", tensor, strategy, op=op, root=root, name=name)
 
-        call = self._meet(check)
+        plan = self._meet(check, ("reduce", *_traits(tensor), op, root, strategy, name))
         flat = _flat(tensor)
-        self.algorithms.method(call.kind, call.algorithm)(flat, root, self._reduction(call, None))
+        plan.method(flat, root, plan.reduction)
         if self.index == root and flat.data_ptr() != tensor.data_ptr():
             tensor.copy_(flat.view(tensor.shape))
         return tensor
@@ -127,10 +130,10 @@ class DirectCollectives:
             self._check_root("broadcast", root)
             return self._call("broadcast", tensor, strategy, root=root, name=name)
 
-        call = self._meet(check)
+        plan = self._meet(check, ("broadcast", *_traits(tensor), root, strategy, name))
         flat = _flat(tensor)
-        self.algorithms.method(call.kind, call.algorithm)(_movable_view(flat), root)
-        if flat.data_ptr() != tensor.data_ptr():
+        plan.method(_movable_view(flat), root)
+        if flat is not tensor and flat.data_ptr() != tensor.data_ptr():
             tensor.copy_(flat.view(tensor.shape))
         return tensor
 
@@ -144,9 +147,9 @@ class DirectCollectives:
             _check_movable("all_gather", tensor)
             return self._call("all_gather", tensor if tensor.dim() else tensor.view(1), strategy, name=name)
 
-        call = self._meet(check)
+        plan = self._meet(check, ("all_gather", *_traits(tensor), strategy, name))
         rows = tensor if tensor.dim() else tensor.view(1)
-        return self._gather_rows(rows.contiguous(), call.algorithm)
+        return self._gather_rows(rows.contiguous(), plan.call.algorithm)
 
     def _gather_rows(self, rows: torch.Tensor, strategy: str) -> torch.Tensor:
         lengths = self._lengths(len(rows))
@@ -177,16 +180,14 @@ class DirectCollectives:
                 raise ValueError("reduce_scatter: the tensor needs a first dimension to be cut along")
             return self._call("reduce_scatter", tensor, strategy, op=op, name=name)
 
-        call = self._meet(check)
+        plan = self._meet(check, ("reduce_scatter", *_traits(tensor), op, strategy, name))
         base, extra = divmod(len(tensor), self.size)
         rows = [base + (rank < extra) for rank in range(self.size)]
         width = int(np.prod(tensor.shape[1:], dtype=np.int64))
         out = tensor.new_empty((rows[self.index], *tensor.shape[1:]))
         if tensor.numel():
             flat = _flat(tensor)
-            self.algorithms.method(call.kind, call.algorithm)(
-                flat, out.view(-1), [count * width for count in rows], self._reduction(call, None)
-            )
+            plan.method(flat, out.view(-1), [count * width for count in rows], plan.reduction)
         return out
 
     # -- Collectives
@@ -208,7 +209,7 @@ class DirectCollectives:
     @_in_order
     def gather_objects(self, item: Any, name: str) -> list[Any]:
         """See `Collectives`."""
-        self._meet(lambda: Call("gather_objects", name=name))
+        self._meet(lambda: Call("gather_objects", name=name), ("gather_objects", name))
         gathered: list[Any] = self.group.comm.allgather(item)
         return gathered
 
@@ -229,7 +230,7 @@ class DirectCollectives:
     @_in_order
     def _ready_everywhere(self, mine: int) -> int:
         """The bits that all ranks set. Collective."""
-        self._meet(lambda: Call("ready"))
+        self._meet(lambda: Call("ready"), ("ready",))
         return self._agree_on_ready(mine)
 
     def _agree_on_ready(self, mine: int) -> int:
@@ -252,9 +253,8 @@ class DirectCollectives:
             self._agree_on_ready(_ALL_BITS)
         elif call.kind == "all_reduce":
             zeros = torch.zeros(call.count, dtype=call.dtype)
-            self.algorithms.method(call.kind, call.algorithm)(
-                zeros, self._reduction(call, 0.0 if call.is_weighted else None)
-            )
+            reduction = self._weighted(call, 0.0) if call.is_weighted else self._plain(call)
+            self.algorithms.method(call.kind, call.algorithm)(zeros, reduction)
         elif call.kind == "all_gather":
             self._gather_rows(torch.zeros(0, call.count, dtype=call.dtype), call.algorithm)
         else:
@@ -273,16 +273,33 @@ class DirectCollectives:
             algorithm, count = strategy, int(np.prod(tensor.shape[1:], dtype=np.int64))
         return Call(kind, algorithm, op, tensor.dtype, count, is_weighted, root, name, tuple(tensor.shape))
 
-    def _meet(self, check: Callable[[], Call]) -> Call:
-        """The call that `check` returns, when all ranks make it; where it raises, all ranks learn it and none hangs."""
-        try:
-            call = check()
-        except (TypeError, ValueError) as error:
-            self.meeting.meet(Call("mistake", name=str(error)))
-            raise
-        self._begin(call)
-        self.meeting.meet(call)
-        return call
+    def _meet(self, check: Callable[[], Call], key: tuple[Any, ...]) -> "_Plan":
+        """The call that `check` returns, when all ranks make it; where it raises, all ranks learn it and none hangs.
+
+        `key` stands for all that `check` looks at: the same call needs to be checked and prepared only once.
+        """
+        plan = self._plans.get(key)
+        if plan is None:
+            try:
+                plan = self._prepare(check())
+            except (TypeError, ValueError) as error:
+                self.meeting.meet(Call("mistake", name=str(error)))
+                raise
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        self._begin(plan.call)
+        self.meeting.meet(plan.call)
+        return plan
+
+    def _prepare(self, call: Call) -> "_Plan":
+        reduces = call.kind in ("all_reduce", "reduce", "reduce_scatter")
+        chosen_now = reduces or call.kind == "broadcast"
+        return _Plan(
+            call,
+            self.algorithms.method(call.kind, call.algorithm) if chosen_now else None,
+            self._plain(call) if reduces and not call.is_weighted else None,
+        )
 
     def _begin(self, call: Call) -> None:
         nbytes = call.count * call.dtype.itemsize
@@ -294,13 +311,14 @@ class DirectCollectives:
             self._is_watched = False
             self.watch.end()
 
-    def _reduction(self, call: Call, weight: float | None) -> Reduction:
-        weights: list[float] | None = None
-        if call.is_weighted:
-            gathered = np.zeros(self.size, dtype=np.float64)
-            self.group.comm.Allgather(np.array([weight], dtype=np.float64), gathered)
-            weights = gathered.tolist()
-        return reduction_for(call.op, self.size, call.dtype, weights)
+    def _plain(self, call: Call) -> Reduction:
+        return reduction_for(call.op, self.size, call.dtype)
+
+    def _weighted(self, call: Call, weight: float | None) -> Reduction:
+        """With the weights of all ranks, of which this one's is `weight`. Collective."""
+        gathered = np.zeros(self.size, dtype=np.float64)
+        self.group.comm.Allgather(np.array([weight], dtype=np.float64), gathered)
+        return reduction_for(call.op, self.size, call.dtype, gathered.tolist())
 
     def _check_root(self, kind: str, root: int) -> None:
         if not 0 <= root < self.size:
@@ -312,6 +330,16 @@ class DirectCollectives:
         self._queue.close()
         self.algorithms.close()
         self.group.close()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A call that was checked, and what does it."""
+
+    call: Call
+    method: Any
+    reduction: Any
+    """None where it depends on the weights, which differ from call to call."""
 
 
 class _Queue:
@@ -370,6 +398,10 @@ def _check_device(kind: str, tensor: torch.Tensor) -> None:
 
 def _names(dtypes: Iterable[torch.dtype]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def _traits(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.device, tensor.layout
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:

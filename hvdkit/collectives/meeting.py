@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from hvdkit.collectives.reduction import MOVABLE
@@ -22,7 +23,7 @@ _OPS = ("sum", "average", "min", "max", "product")
 _ABSENT = np.iinfo(np.int64).min + 1
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Call:
     """What a rank is about to do."""
 
@@ -36,7 +37,8 @@ class Call:
     root: int = 0
     name: str = ""
     shape: tuple[int, ...] = ()
-    """For messages."""
+    numbers: npt.NDArray[np.int64] | None = None
+    """What the meeting compares, made at the first one: `encode()`, and its negatives, in turns."""
 
     def encode(self, algorithms: tuple[str, ...]) -> tuple[int, int, int]:
         """Three numbers from which `decode` makes all but name and shape."""
@@ -75,22 +77,23 @@ class Meeting:
     """Meetings of the ranks of `comm`; `algorithms` names those that calls may use."""
 
     def __init__(self, mpi: Any, comm: Any, algorithms: tuple[str, ...]) -> None:
-        self._mpi, self._comm, self._algorithms = mpi, comm, algorithms
+        self._comm, self._algorithms = comm, algorithms
         self._numbers = np.zeros(6, dtype=np.int64)
-        self._max = mpi.MAX
+        self._max, self._in_place = mpi.MAX, mpi.IN_PLACE
 
     def meet(self, call: Call) -> None:
         """Return when all ranks are here with the same `call`. Collective.
 
         Raises CollectiveMismatchError on all ranks, with what each asked, if they are not.
         """
-        what, count, rest = call.encode(self._algorithms)
+        wanted = call.numbers
+        if wanted is None:
+            what, count, rest = call.encode(self._algorithms)
+            call.numbers = wanted = np.array([what, -what, count, -count, rest, -rest], dtype=np.int64)
         numbers = self._numbers
-        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5] = what, -what, count, -count, rest, -rest
-        self._comm.Allreduce(self._mpi.IN_PLACE, numbers, self._max)
-        if numbers[0] != what or numbers[1] != -what or numbers[2] != count or numbers[3] != -count or (
-            numbers[4] != rest or numbers[5] != -rest
-        ):  # fmt: skip
+        numbers[:] = wanted
+        self._comm.Allreduce(self._in_place, numbers, self._max)
+        if numbers.tobytes() != wanted.tobytes():
             self.explain(str(call))
 
     def attend(self) -> Call | None:
@@ -100,7 +103,7 @@ class Meeting:
         """
         numbers = self._numbers
         numbers.fill(_ABSENT)
-        self._comm.Allreduce(self._mpi.IN_PLACE, numbers, self._max)
+        self._comm.Allreduce(self._in_place, numbers, self._max)
         high, low = numbers[0::2].tolist(), (-numbers[1::2]).tolist()
         if high[0] == _ABSENT:
             return None

@@ -31,8 +31,9 @@ class MpiLibrary:
 
     def all_reduce(self, data: torch.Tensor, reduction: Reduction) -> None:
         """See `Algorithm`."""
+        op = mpi_op(self._mpi, reduction)
         for block in in_wide_blocks(data, _BLOCK_BYTES, reduction.factor(self._index)):
-            self._comm.Allreduce(self._mpi.IN_PLACE, block.numpy(), mpi_op(self._mpi, reduction))
+            self._comm.Allreduce(self._mpi.IN_PLACE, block.numpy(), op)
             reduction.finish(block)
 
     def reduce_scatter(

@@ -19,9 +19,9 @@ def in_wide_blocks(data: torch.Tensor, block_bytes: int, factor: float) -> Itera
     What the caller has put into a block is back in `data` when the next is asked for.
     """
     wide = wide_dtype(data.dtype)
-    for block in data.split(block_bytes // wide.itemsize):
-        if not block.numel():
-            continue
+    length = block_bytes // wide.itemsize
+    blocks = data.split(length) if data.numel() > length else (data,) if data.numel() else ()
+    for block in blocks:
         work = block if wide == data.dtype else block.to(wide)
         if factor != 1.0:
             work.mul_(factor)
