@@ -1,10 +1,10 @@
 """Measures what the cost model needs, at the first use of a group, in a fraction of a second.
 
-Every algorithm runs with a few message lengths, shortest first. The algorithms of a collective take turns, so that a
-slow moment of the machine strikes them alike; each length gets its share of the time that is left, for as many
-repetitions as fit, of which the fastest counts. Longer ones are left out, for all algorithms of the collective, when
-they would not fit (slow networks, many ranks on few cores). Rank 0's numbers are everyone's, so that all ranks choose
-alike.
+Every algorithm runs with a few message lengths, those that tell most first. The algorithms of a collective take turns,
+so that a slow moment of the machine strikes them alike; each length gets its share of the time that is left, for as
+many repetitions as fit, of which the fastest counts. Beyond the first two, lengths are left out for all algorithms of
+a collective where they would not fit (slow networks, many ranks on few cores). Rank 0's numbers are everyone's, so
+that all ranks choose alike.
 """
 
 import time
@@ -20,7 +20,8 @@ from hvdkit.collectives.group import Group
 from hvdkit.collectives.meeting import Call, Meeting
 from hvdkit.collectives.reduction import Reduction
 
-SIZES = (256, 8 * 1024, 64 * 1024, 512 * 1024, 8 * 2**20)
+SIZES = (256, 64 * 1024, 512 * 1024, 8 * 2**20, 8 * 1024)
+"""Bytes, in the order in which they are probed."""
 _BUDGET_S = 0.4
 _MOST_REPEATS = 15
 _WIRE_BYTES = 128 * 1024
@@ -66,13 +67,13 @@ def _fits(known: dict[str, list[Point]], nbytes: int, left_s: float) -> bool:
     """Whether two calls of each algorithm with `nbytes` fit, by their points so far; the first two lengths always."""
     if any(len(found) < 2 for found in known.values()):
         return True
-    return 2 * sum(Curve(tuple(found)).seconds(nbytes) for found in known.values()) <= left_s
+    return 2 * sum(Curve(_rising(found)).seconds(nbytes) for found in known.values()) <= left_s
 
 
 def _rising(points: list[Point]) -> tuple[Point, ...]:
-    """The points; where a shorter message took longer than a longer one, something else took that time."""
+    """The points with rising bytes. Where a shorter message took longer than a longer one, the machine was busy."""
     least, made = float("inf"), []
-    for nbytes, seconds in reversed(points):
+    for nbytes, seconds in sorted(points, reverse=True):
         least = min(least, seconds)
         made.append((nbytes, least))
     return tuple(reversed(made))
