@@ -103,8 +103,8 @@ def all_gather(how: How, tensors: Tensors) -> Tensors:
     def undo(gradients: Tensors) -> Tensors:
         averaged = all_reduce(how.of_gradients(op="average", strategy=_one_that_offers(how, "all_reduce")), gradients)
         rows = [tensor.shape[0] if tensor.dim() else 1 for tensor in tensors]
-        before = [sum(everyones[: direct.index])
-                  for everyones in zip(*direct.gather_objects(rows, "rows of gradients"), strict=True)]  # fmt: skip
+        everyones = direct.gather_objects(rows, "rows of gradients")[: direct.index]
+        before = [sum(theirs[place] for theirs in everyones if theirs is not None) for place in range(len(rows))]
         return [
             gradient.narrow(0, start, count).view(tensor.shape)
             for gradient, start, count, tensor in zip(averaged, before, rows, tensors, strict=True)
@@ -185,7 +185,7 @@ def _own(work: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _total_weight(how: How) -> float:
-    return float(sum(how.direct.gather_objects(how.weight, "weights of gradients")))
+    return float(sum(weight or 0.0 for weight in how.direct.gather_objects(how.weight, "weights of gradients")))
 
 
 def _one_that_offers(how: How, collective: str) -> str:

@@ -457,6 +457,26 @@ def test_a_process_set_that_does_not_exist(world: World) -> None:
             hvd.allreduce(torch.ones(1), process_set=hvd.ProcessSet([0]), strategy="auto")
 
 
+# -- join
+
+
+@pytest.mark.usefixtures("own")
+def test_others_go_on_when_a_rank_has_joined(world: World) -> None:
+    """The last rank has joined: it brings zeros to reductions and no rows to gathers, of gradients too."""
+    if world.rank < world.size - 1 or world.size == 1:
+        others = max(1, world.size - 1)
+        mine = torch.full((2,), 3.0, requires_grad=True)
+        assert hvd.allreduce(mine, op=hvd.Sum, strategy="auto").tolist() == [3.0 * others] * 2
+        hvd.allgather(mine, strategy="auto").sum().backward()
+        assert mine.grad is not None and mine.grad.tolist() == pytest.approx([others / world.size] * 2)
+        mine.grad = None
+        (hvd.allreduce(mine, weight=2.0) * 5).sum().backward()
+        assert mine.grad.tolist() == pytest.approx([5.0] * 2)
+        with pytest.raises(ValueError, match="no such algorithm"):
+            hvd.allreduce(mine, strategy="rnig")
+    assert 0 <= hvd.join() < world.size
+
+
 # -- the interface
 
 
