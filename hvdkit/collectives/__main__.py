@@ -14,7 +14,7 @@ from hvdkit.collectives.report import Report, Row
 from hvdkit.runtime import World, end_job_on_error, init
 
 _SIZES = "1K 8K 64K 512K 4M 32M 128M"
-_MEASURE_S = 1.0
+_MEASURE_S = 0.5
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 

@@ -23,6 +23,7 @@ from hvdkit.collectives.reduction import Reduction
 SIZES = (256, 64 * 1024, 512 * 1024, 8 * 2**20, 8 * 1024)
 """Bytes, in the order in which they are probed."""
 _BUDGET_S = 0.4
+_SETTLING_SHARE = 0.1
 _MOST_REPEATS = 15
 _WIRE_BYTES = 128 * 1024
 
@@ -32,6 +33,7 @@ Calls = dict[str, Callable[[], None]]
 def probe(group: Group, algorithms: Algorithms, meeting: Meeting, budget_s: float = _BUDGET_S) -> Parameters:
     """Measure all algorithms of `group`. Collective; takes about `budget_s` at most."""
     deadline = time.perf_counter() + budget_s
+    _settle(group, meeting, time.perf_counter() + _SETTLING_SHARE * budget_s)
     meeting_s = _seconds(group, lambda: meeting.meet(Call("gather_objects")), repeats=20)
     barrier_s = _seconds(group, group.node.Barrier, repeats=20)
     latency_s = bandwidth = None
@@ -61,6 +63,12 @@ def probe(group: Group, algorithms: Algorithms, meeting: Meeting, budget_s: floa
 def offered(algorithms: Algorithms) -> list[tuple[str, str]]:
     """The pairs of collective and algorithm that can be chosen: all that work here, but for Horovod's engine."""
     return [(kind, name) for kind in COLLECTIVES for name in algorithms.names(kind) if name != "horovod"]
+
+
+def _settle(group: Group, meeting: Meeting, deadline: float) -> None:
+    """Communicate until `deadline`: the kernel takes a while to give ranks that begin to work cores of their own."""
+    while group.comm.bcast(time.perf_counter() < deadline):
+        meeting.meet(Call("gather_objects"))
 
 
 def _fits(known: dict[str, list[Point]], nbytes: int, left_s: float) -> bool:
