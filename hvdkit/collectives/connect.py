@@ -29,7 +29,8 @@ def direct_collectives(world: World, process_set: Any = None) -> DirectCollectiv
 
     Raises ValueError where `why_no_direct` has a reason.
     """
-    key = ("direct", None if process_set is None else process_set.process_set_id)
+    # Horovod gives the number of a process set that was removed to another one.
+    key = ("direct", None if process_set is None else (process_set.process_set_id, tuple(process_set.ranks)))
     found: DirectCollectives | None = world.attachments.get(key)
     if found is None:
         if why := why_no_direct(world):

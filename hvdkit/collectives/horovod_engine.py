@@ -82,9 +82,9 @@ class HorovodAlgorithm:
 
     def all_reduce(self, data: torch.Tensor, reduction: Reduction) -> None:
         """See `Algorithm`."""
-        self._engine.all_reduce_async_(
-            data, "hvdkit.all_reduce", op=reduction.op, prescale=reduction.factor(self._engine.index)
-        ).wait()  # fmt: skip
+        if reduction.factor(self._engine.index) != 1.0:
+            data.mul_(reduction.factor(self._engine.index))  # the engine wants one prescale on all ranks
+        self._engine.all_reduce_async_(data, "hvdkit.all_reduce", op=reduction.op).wait()
         reduction.finish(data)
 
     def all_gather(self, part: torch.Tensor, out: torch.Tensor, counts: Sequence[int]) -> None:
