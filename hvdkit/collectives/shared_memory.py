@@ -1,16 +1,15 @@
 """Collectives between ranks of one node through shared memory, in cache-sized blocks.
 
 All-reduce: each rank owns 1/p of every block. It copies the other owners' parts into its slot; after a barrier each
-owner adds its part of all slots up, in place, and after another everyone copies the sums back. A value is read from
-memory once and written once; everything between happens in cache. See `window` for who may write when, and for why
-sums stay in the slots that they were made in.
+owner adds its part of all slots to its own and writes the sum over each of them, and after another everyone copies the
+sums back. A value is read from memory once and written once; everything between happens in cache. See `window` for
+who may write when, and why a sum is written once for every rank that reads it.
 
 Source: the block-wise shared-memory reductions of R. L. Graham, G. Shipman, "MPI Support for Multi-core Architectures:
 Optimized Shared Memory Collectives", EuroPVM/MPI 2008. Rejected: a third set of slots to save one barrier of two
 (slower: three sets do not fit the cache), process_vm_readv (the kernel's copies are slower than two of our own).
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,17 +17,16 @@ import torch
 
 from hvdkit.collectives.group import Group
 from hvdkit.collectives.reduction import Reduction, split_evenly, starts_of, wide_dtype
-from hvdkit.collectives.window import CACHE_LINE, Window, take_over
+from hvdkit.collectives.window import CACHE_LINE, Window, take
 
-_PART_BYTES = 512 * 1024
-_LARGEST_SLOT_BYTES = 4 * 2**20
+_SLOT_BYTES = 2 * 2**20
 _LARGEST_WINDOW_BYTES = 256 * 2**20
 
 
 def slot_bytes_for(ranks: int) -> int:
-    """Bytes of a slot on a node of `ranks` ranks: 512 KB for each owner's part while that fits the caches."""
-    limit = min(_LARGEST_SLOT_BYTES, _LARGEST_WINDOW_BYTES // (2 * ranks))
-    return max(CACHE_LINE * ranks, min(ranks * _PART_BYTES, limit) // CACHE_LINE * CACHE_LINE)
+    """Bytes of a slot on a node of `ranks` ranks: 2 MB (the best of 0.5 to 8 at 2 and 4 ranks), less for very many."""
+    slot_bytes = min(_SLOT_BYTES, _LARGEST_WINDOW_BYTES // (2 * ranks))
+    return max(ranks, slot_bytes // CACHE_LINE) * CACHE_LINE
 
 
 @dataclass(frozen=True)
@@ -89,30 +87,32 @@ class SharedMemory:
             torch.mul(source, factor, out=target)
 
     def reduce_own(self, block: "Block", reduction: Reduction) -> torch.Tensor:
-        """Combine this rank's part over all slots; returns the result, not yet `finish`ed, for `publish`."""
+        """Combine this rank's part over all ranks; returns the result, not yet `finish`ed, for `publish`.
+
+        That is the part itself of `block.values`, reduced in place, but a float32 copy where values have 16 bits.
+        """
         start, stop = block.bounds[self._index]
         mine, factor = block.values[start:stop], reduction.factor(self._index)
-        parts = [block.slots[rank][start:stop] for rank in self._others]
         if start == stop:
             return mine
+        parts = [block.slots[rank][start:stop] for rank in self._others]
         if wide_dtype(mine.dtype) != mine.dtype:
             return self._reduce_wide(mine, parts, reduction)
         if not parts:
             return mine.mul_(factor) if factor != 1.0 else mine
         if reduction.op == "sum":
-            torch.add(parts[0], mine, alpha=factor if factor != 1.0 else 1, out=parts[0])
+            torch.add(parts[0], mine, alpha=factor if factor != 1.0 else 1, out=mine)
         else:
-            reduction.combine(parts[0], mine, out=parts[0])
-        for before, part in itertools.pairwise(parts):
-            reduction.combine(part, before, out=part)
-        return parts[-1]
+            reduction.combine(parts[0], mine, out=mine)
+        for part in parts[1:]:
+            reduction.combine(mine, part, out=mine)
+        return mine
 
     def _reduce_wide(self, mine: torch.Tensor, parts: list[torch.Tensor], reduction: Reduction) -> torch.Tensor:
         total = mine.to(wide_dtype(mine.dtype))
         if reduction.factor(self._index) != 1.0:
             total.mul_(reduction.factor(self._index))
         for rank, part in zip(self._others, parts, strict=True):
-            take_over(part)
             if reduction.op == "sum":
                 total.add_(part, alpha=reduction.factor(rank))
             else:
@@ -120,28 +120,21 @@ class SharedMemory:
         return total
 
     def publish(self, block: "Block", total: torch.Tensor) -> None:
-        """Put the result of this rank's part into `block` and where the others look for it."""
+        """Put the result of this rank's part into `block`, and over what each other rank contributed to it."""
         start, stop = block.bounds[self._index]
+        if start == stop:
+            return
         mine = block.values[start:stop]
-        self._publish_to_others(block, total)
         if mine.data_ptr() != total.data_ptr():
             mine.copy_(total)
-
-    def _publish_to_others(self, block: "Block", total: torch.Tensor) -> None:
-        start, stop = block.bounds[self._index]
-        if self._others and stop > start:
-            place = block.slots[self._others[-1]][start:stop]
-            if place.data_ptr() != total.data_ptr():
-                place.copy_(total)
+        for rank in self._others:
+            block.slots[rank][start:stop].copy_(mine)
 
     def collect(self, block: "Block") -> None:
         """Copy the other owners' results into `block`."""
-        for owner in self._others:
-            start, stop = block.bounds[owner]
+        slot, (first, last) = block.slots[self._index], block.bounds[self._index]
+        for start, stop in ((0, first), (last, block.values.numel())):
             if stop > start:
-                # The last slot that the owner reduced: see `publish`.
-                slot = block.slots[self._size - 1 if owner < self._size - 1 else self._size - 2]
-                take_over(slot[start:stop])
                 block.values[start:stop].copy_(slot[start:stop])
 
     def reduce_scatter(
@@ -159,12 +152,14 @@ class SharedMemory:
                 self._copy_scaled(data[begins[owner] : begins[owner] + lengths[owner]], place, reduction)
             self._window.barrier()
             length, begin = lengths[self._index], begins[self._index]
-            mine = data[begin : begin + length] if self._others else data[begin : begin + length].clone()
+            mine = out[first : first + length]
+            mine.copy_(data[begin : begin + length])
             placed = [slot[self._index * piece :][:length] for slot in slots]
             bounds = [(0, length) if rank == self._index else (length, length) for rank in range(self._size)]
-            total = self.reduce_own(Block(mine, placed, bounds), reduction)
+            part = Block(mine, placed, bounds)
+            total = self.reduce_own(part, reduction)
             reduction.finish(total)
-            out[first : first + length].copy_(total)
+            self.publish(part, total)
 
     def all_gather(self, part: torch.Tensor, out: torch.Tensor, counts: Sequence[int]) -> None:
         """See `Algorithm`. Reads and writes p times the bytes of a part per rank."""
@@ -180,8 +175,7 @@ class SharedMemory:
                 rank = (self._index + number) % self._size  # not all from the same one at the same time
                 length = min(block, counts[rank] - first)
                 if length > 0:
-                    take_over(slots[rank][:length])
-                    out[starts[rank] + first : starts[rank] + first + length].copy_(slots[rank][:length])
+                    take(slots[rank][:length], out[starts[rank] + first : starts[rank] + first + length])
 
     def broadcast(self, data: torch.Tensor, root: int) -> None:
         """See `Algorithm`. The root copies a block into its slot while the others copy the block before."""
@@ -191,20 +185,16 @@ class SharedMemory:
                 slot.copy_(block)
             self._window.barrier()
             if self._index != root:
-                take_over(slot)
-                block.copy_(slot)
+                take(slot, block)
 
     def reduce(self, data: torch.Tensor, root: int, reduction: Reduction) -> None:
         """See `Algorithm`."""
-        for block in self.blocks(data):
+        for block in self.blocks(data if self._index == root else data.clone()):
             self.contribute(block, reduction)
             self._window.barrier()
             total = self.reduce_own(block, reduction)
             reduction.finish(total)
-            if self._index == root:
-                self.publish(block, total)
-            else:
-                self._publish_to_others(block, total)
+            self.publish(block, total)
             self._window.barrier()
             if self._index == root:
                 self.collect(block)
