@@ -80,7 +80,7 @@ class DirectExchange:
         """Which parameters have a gradient on this rank, and which a sparse one."""
         self._share = 1.0
         self._next_unit: float | None = None
-        self._has_sent_weights = self._is_plain_average = self._is_silent = False
+        self._has_sent_weights = self._has_sent_all = self._is_plain_average = self._is_silent = False
         self._results: tuple[list[bool], list[bool]] | None = None
 
     def abandon(self) -> None:
@@ -112,8 +112,9 @@ class DirectExchange:
     def send_rest(self) -> None:
         """All gradients are here; does not wait for other ranks unless the collectives run on this thread."""
         number = self._agreed.number
-        if number in self._collectives.pending or self._results is not None:
+        if self._has_sent_all:
             return
+        self._has_sent_all = True
         if self._overlaps:
             self._exchange(self._start)
         else:

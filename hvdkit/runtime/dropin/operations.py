@@ -233,6 +233,10 @@ broadcast_async = _movement_async(named(_ops.broadcast_async))
 alltoall = _movement(_differentiable(named(_ops.alltoall)))
 alltoall_async = _movement_async(named(_ops.alltoall_async))
 _broadcast_async_ = named(_ops.broadcast_async_)
+# Horovod's backward functions call these by their names in its module, without a name for the operation.
+for _name in ("allreduce", "grouped_allreduce", "allgather", "grouped_allgather", "reducescatter",
+              "grouped_reducescatter", "broadcast", "alltoall"):  # fmt: skip
+    setattr(_ops, _name, named(getattr(_ops, _name)))
 
 
 @functools.wraps(_ops.broadcast_async_)
