@@ -5,7 +5,6 @@ arm, so that the arms that aggregate must arrive at the same loss. The arm `loca
 only wait for each other's files before the first timed step, and keep the machine busy until the last is done.
 """
 
-import inspect
 import os
 import time
 from collections.abc import Callable
@@ -102,12 +101,6 @@ def _ddp(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> Co
 def _hvdkit(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, **options: Any) -> Connected:
     import hvdkit as hvd
 
-    known = inspect.signature(hvd.DistributedOptimizer).parameters
-    compression = options.get("compression")
-    if "strategy" not in known:
-        options.pop("strategy", None)  # Horovod's engine is all there is
-    if isinstance(compression, str) and not hasattr(hvd.Compression, compression):
-        raise UnavailableError(f"this hvdkit has no compression {compression!r}")
     hvd.init()
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
     wrapped = hvd.DistributedOptimizer(optimizer, named_parameters=model.named_parameters(), **options)

@@ -1,6 +1,5 @@
 """hvdkit, every strategy, all in one job: hvdkit itself keeps Horovod's engine quiet while others do the work."""
 
-import inspect
 import sys
 from pathlib import Path
 
@@ -30,33 +29,12 @@ def prepare_by_public_name(strategy: str | None) -> Prepare:
     return prepare
 
 
-def prepare_directly(strategy: str) -> Prepare:
-    """Calls of what stands behind the public names, for an hvdkit whose names do not take `strategy=`."""
-
-    def prepare(buffers: Buffers) -> Call:
-        direct, send = direct_collectives(require_world()), buffers.send
-        calls: dict[str, Call] = {
-            "allreduce": lambda: direct.all_reduce_(send, strategy=strategy),
-            "broadcast": lambda: direct.broadcast_(send, ROOT, strategy=strategy),
-            "allgather": lambda: direct.all_gather(send, strategy=strategy),
-            "reducescatter": lambda: direct.reduce_scatter(send, strategy=strategy),
-        }
-        return calls[buffers.collective]
-
-    return prepare
-
-
 def contenders(prefix: str) -> dict[str, Prepare]:
     """One contender per strategy, named `PREFIX STRATEGY`."""
-    has_keyword = "strategy" in inspect.signature(hvd.allreduce_).parameters
-    found = {}
-    for strategy in STRATEGIES:
-        if strategy == "horovod":
-            prepare = prepare_by_public_name(None)
-        else:
-            prepare = prepare_by_public_name(strategy) if has_keyword else prepare_directly(strategy)
-        found[f"{prefix} {strategy}"] = prepare
-    return found
+    return {
+        f"{prefix} {strategy}": prepare_by_public_name(None if strategy == "horovod" else strategy)
+        for strategy in STRATEGIES
+    }
 
 
 def what_auto_is(contender: str, buffers: Buffers) -> str | None:

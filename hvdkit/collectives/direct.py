@@ -6,9 +6,7 @@ Unlike Horovod's engine they need no negotiation: every rank calls them in the s
 """
 
 import functools
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -16,10 +14,12 @@ import numpy as np
 import torch
 
 from hvdkit.collectives.algorithms import Algorithms
+from hvdkit.collectives.checks import check_movable, check_reducible
 from hvdkit.collectives.group import Group
 from hvdkit.collectives.interface import Done, ReduceOp, Work
 from hvdkit.collectives.meeting import Call, Meeting
-from hvdkit.collectives.reduction import MOVABLE, REDUCIBLE, Reduction, reduction_for
+from hvdkit.collectives.queue import Queue, Started
+from hvdkit.collectives.reduction import Reduction, reduction_for
 from hvdkit.runtime.watch import Watch
 
 _MOST_PLANS = 4096
@@ -58,7 +58,7 @@ class DirectCollectives:
         """The exchanges of optimizers that are ready on this rank, by the number of the optimizer."""
         self.optimizers: set[int] = set()
         """The numbers of all optimizers that exchange over this group."""
-        self._queue = _Queue()
+        self._queue = Queue()
         self._plans: dict[tuple[Any, ...], _Plan] = {}
 
     def with_strategy(self, strategy: str) -> "DirectCollectives":
@@ -69,7 +69,7 @@ class DirectCollectives:
 
     def start(self, work: Callable[[], torch.Tensor]) -> Work:
         """Run `work`, which may make calls, after all calls so far on the thread for calls; returns at once."""
-        return _Started(self._queue.start(work))
+        return Started(self._queue.start(work))
 
     # -- for users, by way of `strategy=`
 
@@ -89,7 +89,7 @@ class DirectCollectives:
         """
 
         def check() -> Call:
-            _check_reducible("all_reduce", tensor, op)
+            check_reducible("all_reduce", tensor, op)
             if weight is not None:
                 reduction_for(op, 1, tensor.dtype, [1.0])  # raises for what does not go with weights
             return self._call("all_reduce", tensor, strategy, op=op, is_weighted=weight is not None, name=name)
@@ -108,7 +108,7 @@ class DirectCollectives:
         """Reduce `tensor` in place on rank `root`; the others keep theirs. Collective."""
 
         def check() -> Call:
-            _check_reducible("reduce", tensor, op)
+            check_reducible("reduce", tensor, op)
             self._check_root("reduce", root)
             return self._call("reduce", tensor, strategy, op=op, root=root, name=name)
 
@@ -126,7 +126,7 @@ class DirectCollectives:
         """Put rank `root`'s `tensor` (any shape) into everyone's; returns it. Collective."""
 
         def check() -> Call:
-            _check_movable("broadcast", tensor)
+            check_movable("broadcast", tensor)
             self._check_root("broadcast", root)
             return self._call("broadcast", tensor, strategy, root=root, name=name)
 
@@ -144,7 +144,7 @@ class DirectCollectives:
         """All ranks' `tensor` along the first dimension, in which they may differ (0 included). Collective."""
 
         def check() -> Call:
-            _check_movable("all_gather", tensor)
+            check_movable("all_gather", tensor)
             return self._call("all_gather", tensor if tensor.dim() else tensor.view(1), strategy, name=name)
 
         plan = self._meet(check, ("all_gather", *_traits(tensor), strategy, name))
@@ -172,10 +172,10 @@ class DirectCollectives:
     def reduce_scatter(
         self, tensor: torch.Tensor, *, op: str = "sum", strategy: str | None = None, name: str = ""
     ) -> torch.Tensor:
-        """Reduce `tensor`, (rows, ...), and return this rank's rows: as many on each, the first one more."""
+        """Reduce `tensor`, (rows, ...), and return this rank's rows: as many on each, one more on the first ranks."""
 
         def check() -> Call:
-            _check_reducible("reduce_scatter", tensor, op)
+            check_reducible("reduce_scatter", tensor, op)
             if not tensor.dim():
                 raise ValueError("reduce_scatter: the tensor needs a first dimension to be cut along")
             return self._call("reduce_scatter", tensor, strategy, op=op, name=name)
@@ -340,64 +340,6 @@ class _Plan:
     method: Any
     reduction: Any
     """None where it depends on the weights, which differ from call to call."""
-
-
-class _Queue:
-    """One thread that does calls in order, begun when something is first started on it."""
-
-    def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
-        self._thread: int | None = None
-
-    @property
-    def is_elsewhere(self) -> bool:
-        """Whether calls belong on a thread that is not the current one."""
-        return self._pool is not None and threading.get_ident() != self._thread
-
-    def start(self, work: Callable[[], Any]) -> "Future[Any]":
-        """Do `work` on the thread, after what was started before."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="hvdkit-collectives")
-            self._thread = self._pool.submit(threading.get_ident).result()
-        return self._pool.submit(work)
-
-    def close(self) -> None:
-        """Stop the thread when it has done what was started."""
-        if self._pool is not None:
-            self._pool.shutdown()
-
-
-class _Started:
-    def __init__(self, future: "Future[torch.Tensor]") -> None:
-        self._future = future
-
-    def wait(self) -> torch.Tensor:
-        return self._future.result()
-
-
-def _check_reducible(kind: str, tensor: torch.Tensor, op: str) -> None:
-    _check_device(kind, tensor)
-    if tensor.dtype not in REDUCIBLE:
-        raise TypeError(f"{kind}: {tensor.dtype} cannot be reduced; use one of {_names(REDUCIBLE)}")
-    reduction_for(op, 1, tensor.dtype)
-
-
-def _check_movable(kind: str, tensor: torch.Tensor) -> None:
-    _check_device(kind, tensor)
-    if tensor.dtype not in MOVABLE:
-        raise TypeError(f"{kind}: {tensor.dtype} cannot be sent; use one of {_names(MOVABLE)}")
-
-
-def _check_device(kind: str, tensor: torch.Tensor) -> None:
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-        raise TypeError(
-            f"{kind}: hvdkit's own algorithms take dense tensors on the CPU, not {tensor.layout} on {tensor.device}; "
-            'use strategy="horovod"'
-        )
-
-
-def _names(dtypes: Iterable[torch.dtype]) -> str:
-    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
 def _traits(tensor: torch.Tensor) -> tuple[Any, ...]:

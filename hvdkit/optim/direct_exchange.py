@@ -21,7 +21,7 @@ from hvdkit.optim.buckets import Bucket, plan_buckets
 from hvdkit.optim.compression import BucketCompressor, NoneCompressor, can_share_buckets
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.plan import Agreement, Overlap
-from hvdkit.optim.sparse import reduce_sparse
+from hvdkit.optim.sparse import exchange_sparse
 from hvdkit.optim.weighting import Weighting, combine
 
 _ALONE_BYTES = 256 * 1024
@@ -135,7 +135,10 @@ class DirectExchange:
             for bucket, gradients in zip(self._buckets, self._taken, strict=True):
                 self._put_back(bucket, gradients, is_used, is_sparse)
             for index in self._sparse_indices:
-                self._exchange_sparse(index, is_used[index])
+                exchange_sparse(
+                    self._collectives, self._parameters[index], 0.0 if self._is_silent else self._weighting.factor,
+                    f"{self._agreed.key}.sparse.{index}", is_used=is_used[index], scale=self.inverse,
+                )  # fmt: skip
             self._weighting.unit = self._next_unit or self._weighting.unit
             planned = self._agreed.sparse
             return self._options.sparse_as_dense or all(p or not s for p, s in zip(planned, is_sparse, strict=True))
@@ -269,17 +272,6 @@ class DirectExchange:
             parameter.grad = gradient.to_sparse(1) if is_sparse[index] else gradient
             if not is_sparse[index]:
                 self.written.append(weakref.ref(gradient))
-
-    def _exchange_sparse(self, index: int, is_used: bool) -> None:
-        parameter = self._parameters[index]
-        if not is_used:
-            parameter.grad = None
-            return
-        mine = None
-        if parameter.grad is not None and not self._is_silent:
-            mine = parameter.grad.mul(self._weighting.factor)
-        name = f"{self._agreed.key}.sparse.{index}"
-        parameter.grad = reduce_sparse(self._collectives, mine, parameter, name, self.inverse)
 
 
 def _run_now(work: Callable[[], Any]) -> None:

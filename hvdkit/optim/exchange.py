@@ -18,7 +18,7 @@ from hvdkit.optim.buckets import Bucket, plan_buckets
 from hvdkit.optim.compression import BucketCompressor, can_share_buckets
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.plan import Agreement
-from hvdkit.optim.sparse import reduce_sparse
+from hvdkit.optim.sparse import exchange_sparse
 from hvdkit.optim.weighting import FIELDS, Weighting, combine
 
 
@@ -138,7 +138,10 @@ class Exchange:
                 result = self._options.compression.decompress(result, context)
             self._write_back(bucket, result, scale, is_used, is_sparse)
         for index in self._sparse_indices:
-            self._exchange_sparse(index, is_used[index])
+            exchange_sparse(
+                self._collectives, self._parameters[index], 0.0 if self._is_silent else self._weighting.factor,
+                f"{self._agreed.key}.sparse.{index}", is_used=is_used[index], scale=self.inverse,
+            )  # fmt: skip
         self._weighting.unit = total.unit or self._weighting.unit
         self._unit = total.unit or 1.0
         planned = self._agreed.sparse
@@ -193,17 +196,6 @@ class Exchange:
                 parameter.grad = torch.empty_like(parameter)
             torch.mul(view, scale, out=parameter.grad)
             self.written.append(weakref.ref(parameter.grad))
-
-    def _exchange_sparse(self, index: int, is_used: bool) -> None:
-        parameter = self._parameters[index]
-        if not is_used:
-            parameter.grad = None
-            return
-        mine = None
-        if parameter.grad is not None and not self._is_silent:
-            mine = parameter.grad.mul(self._weighting.factor)
-        name = f"{self._agreed.key}.sparse.{index}"
-        parameter.grad = reduce_sparse(self._collectives, mine, parameter, name, self.inverse)
 
 
 class _Summed:

@@ -1,0 +1,34 @@
+"""What hvdkit's own algorithms take; each check raises TypeError or ValueError before anything is communicated."""
+
+from collections.abc import Iterable
+
+import torch
+
+from hvdkit.collectives.reduction import MOVABLE, REDUCIBLE, reduction_for
+
+
+def check_reducible(kind: str, tensor: torch.Tensor, op: str) -> None:
+    """`tensor` can be reduced by `op`."""
+    _check_device(kind, tensor)
+    if tensor.dtype not in REDUCIBLE:
+        raise TypeError(f"{kind}: {tensor.dtype} cannot be reduced; use one of {_names(REDUCIBLE)}")
+    reduction_for(op, 1, tensor.dtype)
+
+
+def check_movable(kind: str, tensor: torch.Tensor) -> None:
+    """`tensor` can be sent."""
+    _check_device(kind, tensor)
+    if tensor.dtype not in MOVABLE:
+        raise TypeError(f"{kind}: {tensor.dtype} cannot be sent; use one of {_names(MOVABLE)}")
+
+
+def _check_device(kind: str, tensor: torch.Tensor) -> None:
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        raise TypeError(
+            f"{kind}: hvdkit's own algorithms take dense tensors on the CPU, not {tensor.layout} on {tensor.device}; "
+            'use strategy="horovod"'
+        )
+
+
+def _names(dtypes: Iterable[torch.dtype]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
