@@ -19,6 +19,9 @@ class Edit:
     count: int = 1
 
 
+_REST = "the engine's loop takes time from every computation, also while nobody uses it"
+_REST_SINCE = "HOROVOD_IDLE_CYCLE_TIME, which hvdkit sets"
+
 EDITS = (
     Edit(
         file="CMakeLists.txt",
@@ -78,42 +81,94 @@ EDITS = (
         since="MPICH 4.0",
     ),
     Edit(
+        file="horovod/common/tensor_queue.h",
+        anchor="#include <iostream>\n",
+        replacement="#include <atomic>\n#include <chrono>\n#include <condition_variable>\n#include <iostream>\n",
+        why=_REST,
+        since=_REST_SINCE,
+    ),
+    Edit(
+        file="horovod/common/tensor_queue.h",
+        anchor="  void RemoveJoinTensor();\n",
+        replacement=(
+            "  void RemoveJoinTensor();\n\n"
+            "  // Waits for a tensor, for `until`, or for a Wake after `is_over` was set; says whether there is a tensor.\n"
+            "  bool WaitForTensor(std::chrono::steady_clock::time_point until, const std::atomic_bool& is_over) {\n"
+            "    std::unique_lock<std::mutex> guard(mutex_);\n"
+            "    wake_.wait_until(guard, until, [&] { return is_over || !tensor_table_.empty(); });\n"
+            "    return !tensor_table_.empty();\n"
+            "  }\n\n"
+            "  void Wake() {\n"
+            "    std::lock_guard<std::mutex> guard(mutex_);\n"
+            "    wake_.notify_all();\n"
+            "  }\n"
+        ),
+        why=_REST,
+        since=_REST_SINCE,
+    ),
+    Edit(
+        file="horovod/common/tensor_queue.h",
+        anchor="  mutable std::mutex mutex_;\n",
+        replacement="  mutable std::mutex mutex_;\n  std::condition_variable wake_;\n",
+        why=_REST,
+        since=_REST_SINCE,
+    ),
+    Edit(
+        file="horovod/common/tensor_queue.cc",
+        anchor="  message_queue_.push(std::move(message));\n  return Status::OK();\n",
+        replacement="  message_queue_.push(std::move(message));\n  wake_.notify_all();\n  return Status::OK();\n",
+        why=_REST,
+        since=_REST_SINCE,
+    ),
+    Edit(
+        file="horovod/common/tensor_queue.cc",
+        anchor="    message_queue_.push(std::move(messages[i]));\n  }\n",
+        replacement="    message_queue_.push(std::move(messages[i]));\n  }\n  wake_.notify_all();\n",
+        why=_REST,
+        since=_REST_SINCE,
+    ),
+    Edit(
+        file="horovod/common/operations.cc",
+        anchor="    horovod_global.shut_down = true;\n",
+        replacement=(
+            "    horovod_global.shut_down = true;\n    horovod_global.process_set_table.Get(0).tensor_queue.Wake();\n"
+        ),
+        why=_REST,
+        since=_REST_SINCE,
+    ),
+    Edit(
         file="horovod/common/operations.cc",
         anchor="bool RunLoopOnce(HorovodGlobalState& state) {\n  // This delay",
         replacement=(
-            "// Cycles since a collective ran; the same on all ranks, which see the same responses.\n"
-            "static int idle_cycles = 0;\n\n"
-            "static double CycleTimeNow(HorovodGlobalState& state) {\n"
+            "// While this rank has nothing to do, keeps it out of the cycles, in which all ranks wait for each other: what\n"
+            "// others ask for needs this rank's part anyway. For HOROVOD_IDLE_CYCLE_TIME (ms) at most.\n"
+            "static void RestWhileIdle(HorovodGlobalState& state) {\n"
             '  static const char* text = std::getenv("HOROVOD_IDLE_CYCLE_TIME");\n'
-            "  static const double idle_ms = text == nullptr ? 0.0 : std::atof(text);\n"
-            "  double usual_ms = state.parameter_manager.CycleTimeMs();\n"
-            "  // Ranks outside a process set do not see its responses.\n"
-            "  bool is_idle = ++idle_cycles > 100 && state.process_set_table.Ids().size() == 1;\n"
-            "  return is_idle && idle_ms > usual_ms ? idle_ms : usual_ms;\n"
+            "  static const std::chrono::microseconds longest(text == nullptr ? 0L : long(std::atof(text) * 1000.));\n"
+            "  static int idle_cycles = 0;\n"
+            "  // Ranks outside a process set have no part in what it does, and a new set needs everyone's cycles.\n"
+            "  if (state.dynamic_process_sets || state.process_set_table.Ids().size() != 1) {\n"
+            "    return;\n"
+            "  }\n"
+            "  auto until = state.last_cycle_start;\n"
+            "  if (++idle_cycles > 10) {\n"
+            "    until += longest;\n"
+            "  }\n"
+            "  if (state.process_set_table.Get(0).tensor_queue.WaitForTensor(until, state.shut_down)) {\n"
+            "    idle_cycles = 0;\n"
+            "  }\n"
             "}\n\n"
             "bool RunLoopOnce(HorovodGlobalState& state) {\n  // This delay"
         ),
-        why="the engine's loop takes time from every computation, also while nobody uses it",
-        since="HOROVOD_IDLE_CYCLE_TIME, which hvdkit sets",
+        why=_REST,
+        since=_REST_SINCE,
     ),
     Edit(
         file="horovod/common/operations.cc",
-        anchor="                            state.parameter_manager.CycleTimeMs() * 1000.)) -\n",
-        replacement="                            CycleTimeNow(state) * 1000.)) -\n",
-        why="the engine's loop takes time from every computation, also while nobody uses it",
-        since="HOROVOD_IDLE_CYCLE_TIME, which hvdkit sets",
-    ),
-    Edit(
-        file="horovod/common/operations.cc",
-        anchor=(
-            "      for (auto& response : response_list.responses()) {\n        if (!process_set.group_table.empty()) {"
-        ),
-        replacement=(
-            "      if (!response_list.responses().empty()) {\n        idle_cycles = 0;\n      }\n"
-            "      for (auto& response : response_list.responses()) {\n        if (!process_set.group_table.empty()) {"
-        ),
-        why="the engine's loop takes time from every computation, also while nobody uses it",
-        since="HOROVOD_IDLE_CYCLE_TIME, which hvdkit sets",
+        anchor="    std::this_thread::sleep_for(sleep_duration);\n  }\n",
+        replacement="    std::this_thread::sleep_for(sleep_duration);\n  }\n  RestWhileIdle(state);\n",
+        why=_REST,
+        since=_REST_SINCE,
     ),
     Edit(
         file="third_party/gloo/CMakeLists.txt",

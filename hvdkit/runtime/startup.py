@@ -21,8 +21,8 @@ from hvdkit.runtime.watch import Watch
 from hvdkit.runtime.watch.engine_timeline import engine_writes_beside, timeline_path
 from hvdkit.runtime.world import World, fair_threads, usable_cores
 
-_IDLE_CYCLE_MS = "20"
-"""How often an unused engine looks for work; the first operation after 0.1 s without one waits as long at most."""
+_IDLE_CYCLE_MS = "1000"
+"""How often an engine looks for other ranks while its own asks for nothing."""
 
 NOT_INITIALIZED = "Horovod has not been initialized; use hvd.init()."
 
