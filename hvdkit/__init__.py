@@ -84,12 +84,15 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"hvdkit.{name}")
     if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    if name in _HOROVOD or name == "run":
+        found = getattr(importlib.import_module(_HOME[name]), name)
+    elif name in _HOROVOD or name == "run":
         from hvdkit.runtime.engine import horovod
 
-        return getattr(horovod("horovod" if name == "run" else "horovod.torch"), name)
-    raise AttributeError(f"module 'hvdkit' has no attribute {name!r}")
+        found = getattr(horovod("horovod" if name == "run" else "horovod.torch"), name)
+    else:
+        raise AttributeError(f"module 'hvdkit' has no attribute {name!r}")
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,8 @@ contender's note; `{"do": "time", ..., "warmup", "repeats"}` answers with `repea
 over ranks.
 
 Before each call every rank writes its buffers anew, as a backward pass does: the cache lines are then its own, and
-not shared with the ranks that read them last, which is part of what a collective has to cope with.
+not shared with the ranks that read them last, which is part of what a collective has to cope with. A turn begins with
+calls that do not count, for a while: the kernel needs it to give ranks that were stopped a core each.
 """
 
 import json
@@ -22,6 +23,8 @@ import torch
 
 from benchmarks.collective import Buffers, expected, given
 from benchmarks.turns import MARK
+
+_SETTLING_S = 0.03
 
 Call = Callable[[], "torch.Tensor | None"]
 """Carries out the collective once; returns the result if that is not in `Buffers.receive`."""
@@ -90,18 +93,22 @@ class Session:
             raise ValueError(f"the result of {buffers.collective} has {wrong} of {wanted.numel()}")
 
     def _time(self, call: Call, buffers: Buffers, *, warmup: int, repeats: int) -> list[float]:
-        times = numpy.zeros(repeats)
-        for number in range(-warmup, repeats):
-            buffers.send.fill_(self._comm.rank + 1)
-            self._comm.Barrier()
-            start = time.perf_counter()
-            result = call()
-            end = time.perf_counter()
-            del result  # its memory is free again for the next call
-            if number >= 0:
-                times[number] = end - start
+        settled = time.perf_counter() + _SETTLING_S
+        while self._comm.bcast(warmup > 0 or time.perf_counter() < settled):
+            self._seconds(call, buffers)
+            warmup -= 1
+        times = numpy.array([self._seconds(call, buffers) for _ in range(repeats)])
         mean: list[float] = (self._comm.allreduce(times) / self._comm.size).tolist()
         return mean
+
+    def _seconds(self, call: Call, buffers: Buffers) -> float:
+        buffers.send.fill_(self._comm.rank + 1)
+        self._comm.Barrier()
+        start = time.perf_counter()
+        result = call()
+        end = time.perf_counter()
+        del result  # its memory is free again for the next call
+        return end - start
 
 
 def _in_words(errors: Sequence[str | None]) -> str:

@@ -7,8 +7,7 @@ counted once for each rank. Several tensors are one collective after another.
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,8 +17,7 @@ from hvdkit.collectives.reduction import wide_dtype
 Tensors = list[torch.Tensor]
 
 
-@dataclass(frozen=True)
-class How:
+class How(NamedTuple):
     """How tensors are to be moved or reduced."""
 
     direct: DirectCollectives
@@ -44,7 +42,7 @@ class How:
 
     def of_gradients(self, **changes: Any) -> "How":
         """The same for the gradients."""
-        return replace(self, name=f"gradient of {self.name}" if self.name else "gradient", **changes)
+        return self._replace(name=f"gradient of {self.name}" if self.name else "gradient", **changes)
 
 
 def all_reduce(how: How, tensors: Tensors) -> Tensors:
@@ -69,9 +67,10 @@ def all_reduce_(how: How, tensors: Tensors) -> Tensors:
     """Reduce each of `tensors` in place; returns them. Collective."""
     direct = how.direct
     for number, tensor in enumerate(tensors):
-        target, label = tensor.detach(), how.label(number, len(tensors))
+        target = tensor.detach() if tensor.requires_grad else tensor
+        label = how.label(number, len(tensors))
         if how.is_scaled:
-            target.copy_(all_reduce(replace(how, name=label), [target])[0])
+            target.copy_(all_reduce(how._replace(name=label), [target])[0])
         else:
             direct.all_reduce_(target, op=how.op, weight=how.weight, strategy=how.strategy, name=label)
     return tensors

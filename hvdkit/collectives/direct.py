@@ -348,6 +348,8 @@ def _traits(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` in one dimension, itself where it is contiguous."""
+    if tensor.dim() == 1 and tensor.stride(0) == 1 and not tensor.is_neg() and not tensor.is_conj():
+        return tensor
     flat = tensor.resolve_conj().resolve_neg().contiguous().view(-1)
     return flat.as_strided(flat.shape, (1,))  # a single element may have any stride
 

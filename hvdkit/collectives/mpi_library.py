@@ -17,6 +17,7 @@ from hvdkit.collectives.wide import as_bytes, in_wide_blocks, scaled
 from hvdkit.runtime.mpi import load_mpi
 
 _BLOCK_BYTES = 1 * 2**20
+_OPERATIONS = {"sum": "SUM", "min": "MIN", "max": "MAX", "product": "PROD"}
 
 
 class MpiLibrary:
@@ -94,4 +95,4 @@ def mpi_all_reduce(comm: Any, data: torch.Tensor, reduction: Reduction, tag: int
 
 def mpi_op(mpi: Any, reduction: Reduction) -> Any:
     """The library's operation."""
-    return {"sum": mpi.SUM, "min": mpi.MIN, "max": mpi.MAX, "product": mpi.PROD}[reduction.op]
+    return getattr(mpi, _OPERATIONS[reduction.op])

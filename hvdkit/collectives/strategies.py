@@ -62,35 +62,54 @@ def poll(handle: Any) -> bool:
     return isinstance(handle, DoneHandle) or bool(_ops.poll(handle))
 
 
-class _Call:
-    """One call of a user's: the arguments of Horovod's function `plain` by name, with those that were not given."""
+class _Operation:
+    """Horovod's operation `plain`, and how to call it; `collective` is its kind among hvdkit's own."""
 
-    def __init__(self, plain: Callable[..., Any], bound: inspect.BoundArguments) -> None:
-        bound.apply_defaults()
-        self.plain, self.arguments = plain, bound.arguments
-        name = plain.__name__
+    def __init__(self, plain: Callable[..., Any], collective: str) -> None:
+        self.plain, self.collective = plain, collective
+        self.name = name = plain.__name__
         self.is_grouped, self.is_async, self.is_in_place = name.startswith("grouped"), "async" in name, name[-1] == "_"
-        self._first = next(iter(self.arguments))
-        given = self.arguments[self._first]
-        self.tensors: Tensors = [*given] if self.is_grouped else [given]
+        self.own: Callable[[How, Tensors], Tensors] = getattr(own, collective + ("_" if self.is_in_place else ""))
+        self.signature = inspect.signature(plain)
+        parameters = self.signature.parameters
+        self._names = tuple(parameters)
+        self._defaults = {name: given.default for name, given in parameters.items() if given.default is not given.empty}
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """All arguments by name, as `signature.bind` and `apply_defaults` find them, but quickly; raises TypeError."""
+        arguments = {**self._defaults, **dict(zip(self._names, args, strict=False)), **kwargs}
+        given_twice = not kwargs.keys().isdisjoint(self._names[: len(args)])
+        if given_twice or len(args) > len(self._names) or len(arguments) != len(self._names):
+            self.signature.bind(*args, **kwargs)  # says what is wrong
+        return arguments
+
+
+class _Call:
+    """One call of a user's: the `arguments` of `operation` by name, with those that were not given."""
+
+    def __init__(self, operation: _Operation, arguments: dict[str, Any]) -> None:
+        self.operation, self.arguments = operation, arguments
+        self._first = next(iter(operation.signature.parameters))
+        given = arguments[self._first]
+        self.tensors: Tensors = [*given] if operation.is_grouped else [given]
 
     def result(self, tensors: Tensors) -> Any:
         """What the function returns when these are its results."""
-        result = tensors if self.is_grouped else tensors[0]
-        return _done(result) if self.is_async else result
+        result = tensors if self.operation.is_grouped else tensors[0]
+        return _done(result) if self.operation.is_async else result
 
     def by_engine(self, tensors: Tensors) -> Tensors:
         """The results of Horovod's function for `tensors`, when they are there."""
-        self.arguments[self._first] = tensors if self.is_grouped else tensors[0]
-        result = self.plain(**self.arguments)
-        result = operations.synchronize(result) if self.is_async else result
-        return [*result] if self.is_grouped else [result]
+        self.arguments[self._first] = tensors if self.operation.is_grouped else tensors[0]
+        result = self.operation.plain(**self.arguments)
+        result = operations.synchronize(result) if self.operation.is_async else result
+        return [*result] if self.operation.is_grouped else [result]
 
 
 def _with_strategy(name: str, collective: str, *, takes_weight: bool = False) -> Callable[..., Any]:
     """Horovod's operation `name` with `strategy=`; `collective` is its kind among hvdkit's own."""
     plain = getattr(operations, name)
-    signature = inspect.signature(plain)
+    known = _Operation(plain, collective)
 
     @functools.wraps(plain)
     def operation(*args: Any, strategy: str | None = None, **kwargs: Any) -> Any:
@@ -99,16 +118,16 @@ def _with_strategy(name: str, collective: str, *, takes_weight: bool = False) ->
             strategy = "auto"
         if strategy is None or (strategy == "horovod" and weight is None):
             return plain(*args, **kwargs)
-        call = _Call(plain, signature.bind(*args, **kwargs))
-        direct = _direct(call, collective, strategy)
+        call = _Call(known, known.bind(args, kwargs))
+        direct = _direct(call, strategy)
         if direct is None:
             return call.result(_by_engine(call, weight))
-        return call.result(_by_own(call, direct, collective, strategy, weight))
+        return call.result(_by_own(call, direct, strategy, weight))
 
     extra = ["strategy", "weight"] if takes_weight else ["strategy"]
     keywords = [inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=None) for word in extra]
-    operation.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*signature.parameters.values(), *keywords]
+    operation.__signature__ = known.signature.replace(  # type: ignore[attr-defined]
+        parameters=[*known.signature.parameters.values(), *keywords]
     )
     head, returns, tail = (plain.__doc__ or "").partition("\n    Returns:")
     extra_doc = _STRATEGY_DOC + (_WEIGHT_DOC if takes_weight else "")
@@ -116,7 +135,7 @@ def _with_strategy(name: str, collective: str, *, takes_weight: bool = False) ->
     return operation
 
 
-def _direct(call: _Call, collective: str, strategy: str) -> DirectCollectives | None:
+def _direct(call: _Call, strategy: str) -> DirectCollectives | None:
     """hvdkit's own collectives for this call, None where Horovod's engine is to do it; raises ValueError."""
     if strategy == "horovod":
         return None
@@ -126,7 +145,10 @@ def _direct(call: _Call, collective: str, strategy: str) -> DirectCollectives | 
             return None
         _check_name(strategy)
         raise ValueError(f"strategy={strategy!r}: {why}; use one of auto, horovod")
-    foreign = next((t for t in call.tensors if t.device.type != "cpu" or t.layout != torch.strided), None)
+    foreign = None
+    for tensor in call.tensors:
+        if not tensor.is_cpu or tensor.layout != torch.strided:
+            foreign = tensor
     if foreign is not None and strategy == "auto":
         return None
     direct = direct_collectives(world, _checked_process_set(call.arguments["process_set"]))
@@ -134,11 +156,12 @@ def _direct(call: _Call, collective: str, strategy: str) -> DirectCollectives | 
         _refuse(direct, ValueError(
             f"strategy={strategy!r}: hvdkit's own algorithms take dense tensors on the CPU, not {foreign.layout} on "
             f"{foreign.device}; use one of auto, horovod"))  # fmt: skip
-    valid = dict.fromkeys(["auto", "horovod", *direct.algorithms.names(collective)])
-    if strategy not in valid:
+    collective = call.operation.collective
+    if strategy != "auto" and strategy not in direct.algorithms.names(collective):
+        valid = dict.fromkeys(["auto", "horovod", *direct.algorithms.names(collective)])
         unknown = f"it does not offer {collective}" if strategy in NAMES else "there is no such algorithm"
         why = direct.algorithms.reasons.get(strategy, unknown)
-        _refuse(direct, ValueError(f"strategy={strategy!r}: {why}; for {call.plain.__name__} use one of "
+        _refuse(direct, ValueError(f"strategy={strategy!r}: {why}; for {call.operation.name} use one of "
                                    f"{', '.join(valid)}"))  # fmt: skip
     return direct
 
@@ -164,29 +187,27 @@ def _refuse(direct: DirectCollectives, error: Exception) -> NoReturn:
     direct.refuse(error)
 
 
-def _by_own(
-    call: _Call, direct: DirectCollectives, collective: str, strategy: str, weight: float | None
-) -> Tensors:  # fmt: skip
+def _by_own(call: _Call, direct: DirectCollectives, strategy: str, weight: float | None) -> Tensors:
+    operation = call.operation
     try:
         how = _how(call, direct, strategy, weight)
-        run: Callable[[How, Tensors], Tensors] = getattr(own, collective + ("_" if call.is_in_place else ""))
         sent, decompress = _compressed(call)
     except (TypeError, ValueError) as error:
         _refuse(direct, error)
-    if call.is_async:
-        sent = sent if call.is_in_place else [tensor.detach() for tensor in sent]
-    return decompress(run(how, sent))
+    if operation.is_async and not operation.is_in_place:
+        sent = [tensor.detach() for tensor in sent]
+    return decompress(operation.own(how, sent))
 
 
 def _how(call: _Call, direct: DirectCollectives, strategy: str, weight: float | None) -> How:
     arguments = call.arguments
     if not call.tensors:
-        raise ValueError(f"{call.plain.__name__}: there are no tensors in the list; bring at least one")
+        raise ValueError(f"{call.operation.name}: there are no tensors in the list; bring at least one")
     root, root_rank = 0, arguments.get("root_rank")
     if root_rank is not None:
         ranks = arguments["process_set"].ranks or list(range(direct.size))
         if root_rank not in ranks:
-            raise ValueError(f"{call.plain.__name__}: root_rank={root_rank} is not one of the ranks {ranks}")
+            raise ValueError(f"{call.operation.name}: root_rank={root_rank} is not one of the ranks {ranks}")
         root = ranks.index(root_rank)
     return How(direct, strategy, arguments["name"] or "", _op_name(arguments), arguments.get("prescale_factor", 1.0),
                arguments.get("postscale_factor", 1.0), weight, root)  # fmt: skip
@@ -230,12 +251,12 @@ def _by_engine(call: _Call, weight: float | None) -> Tensors:
         reduction = reduction_for(op, len(weights), tensor.dtype, weights)
         call.arguments.update(op=_ops.Sum, average=None)
         index = call.arguments["process_set"].rank()
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not call.is_in_place):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not call.operation.is_in_place):
             sent = [tensor * reduction.factor(index)]
     else:
         sent = [tensor.contiguous() for tensor in tensors]
     results = call.by_engine(sent)
-    if not call.is_in_place:
+    if not call.operation.is_in_place:
         return results
     with torch.no_grad():
         for tensor, result in zip(tensors, results, strict=True):

@@ -92,7 +92,7 @@ EDITS = (
         anchor="  void RemoveJoinTensor();\n",
         replacement=(
             "  void RemoveJoinTensor();\n\n"
-            "  // Waits for a tensor, for `until`, or for a Wake after `is_over` was set; says whether there is a tensor.\n"
+            "  // Waits for a tensor, `until`, or a Wake after `is_over` was set; says whether there is a tensor.\n"
             "  bool WaitForTensor(std::chrono::steady_clock::time_point until, const std::atomic_bool& is_over) {\n"
             "    std::unique_lock<std::mutex> guard(mutex_);\n"
             "    wake_.wait_until(guard, until, [&] { return is_over || !tensor_table_.empty(); });\n"
@@ -140,8 +140,8 @@ EDITS = (
         file="horovod/common/operations.cc",
         anchor="bool RunLoopOnce(HorovodGlobalState& state) {\n  // This delay",
         replacement=(
-            "// While this rank has nothing to do, keeps it out of the cycles, in which all ranks wait for each other: what\n"
-            "// others ask for needs this rank's part anyway. For HOROVOD_IDLE_CYCLE_TIME (ms) at most.\n"
+            "// While this rank has nothing to do, keeps it out of the cycles in which all ranks wait for each other:\n"
+            "// what others ask for needs this rank's part anyway. For HOROVOD_IDLE_CYCLE_TIME (ms) at most.\n"
             "static void RestWhileIdle(HorovodGlobalState& state) {\n"
             '  static const char* text = std::getenv("HOROVOD_IDLE_CYCLE_TIME");\n'
             "  static const std::chrono::microseconds longest(text == nullptr ? 0L : long(std::atof(text) * 1000.));\n"

@@ -5,6 +5,7 @@ finalises after all exit handlers, so that those of a user's script may still co
 """
 
 import atexit
+import functools
 import os
 import sys
 import warnings
@@ -18,6 +19,7 @@ from hvdkit.runtime.launcher import launch_info
 from hvdkit.runtime.world import usable_cores
 
 
+@functools.cache
 def load_mpi() -> Any:
     """mpi4py's `MPI` module, imported without starting MPI; raises HvdkitError where no MPI library loads."""
     _find_wheel_prefix()
