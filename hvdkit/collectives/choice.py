@@ -1,13 +1,19 @@
 """The cheapest valid algorithm for each collective and message length, and why."""
 
 import bisect
+import math
 from dataclasses import dataclass
 
-from hvdkit.collectives.cost import Parameters
+from hvdkit.collectives.cost import Curve, Parameters
 
 _SIZES = tuple(2**power for power in range(4, 33))
 MARGIN = 0.02
 """An algorithm must be better by this share to take over at the next length: no flapping on noise."""
+_DOUBT = 0.1
+"""So close to the cheapest, the probe may be wrong, and what is known of the algorithms decides."""
+_LONG_BYTES = 2**20
+_MOVE_LEAST = ("shared_memory", "hierarchical")
+"""They move long messages through memory and over the wire least; a probe, whose messages stay in caches, sees less."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,7 @@ def choose_all(parameters: Parameters) -> Choice:
         limits: list[int] = []
         names: list[str] = []
         for nbytes in _SIZES:
-            best = min(curves, key=lambda name: curves[name].seconds(nbytes))
-            if names and curves[names[-1]].seconds(nbytes) <= curves[best].seconds(nbytes) * (1 + MARGIN):
-                best = names[-1]
+            best = _cheapest(curves, nbytes, names[-1] if names else None)
             if names and names[-1] == best:
                 limits[-1] = nbytes
             else:
@@ -48,3 +52,16 @@ def choose_all(parameters: Parameters) -> Choice:
                 names.append(best)
         table[collective] = (limits, names)
     return Choice(parameters, table)
+
+
+def _cheapest(curves: dict[str, Curve], nbytes: int, at_shorter: str | None) -> str:
+    """The algorithm with the least predicted cost; where others are as good, the thrifty one or that `at_shorter`."""
+    costs = {name: curve.seconds(nbytes) for name, curve in curves.items()}
+    least = min(costs.values())
+    if nbytes >= _LONG_BYTES:
+        for name in _MOVE_LEAST:
+            if costs.get(name, math.inf) <= least * (1 + _DOUBT):
+                return name
+    if at_shorter is not None and costs[at_shorter] <= least * (1 + MARGIN):
+        return at_shorter
+    return min(costs, key=costs.__getitem__)
