@@ -36,7 +36,7 @@ SIZES = {
     "toy": Size(replace(PRESETS["gpt-toy"], context=_CONTEXT), 2),
     "4m": Size(replace(PRESETS["gpt-4m"], context=_CONTEXT), 2),
     "33m": Size(replace(PRESETS["gpt-33m"], context=_CONTEXT), 1),
-    "132m": Size(replace(PRESETS["gpt-33m"], layers=12, width=960, heads=15, context=_CONTEXT), 1),
+    "132m": Size(replace(PRESETS["gpt-33m"], layers=12, width=960, heads=15, feed_forward=3840, context=_CONTEXT), 1),
 }
 """4 048 384, 32 134 464 and 133 233 600 parameters; sequences of 128 bytes. `toy` is for the tests."""
 

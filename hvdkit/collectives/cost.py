@@ -36,6 +36,8 @@ class Curve:
     """Probed, with rising bytes."""
     wire_s_per_byte: float = 0.0
     """At least so much for every byte beyond the longest probed, because of the wire."""
+    is_pipelined: bool = False
+    """Only longer messages than the longest probed have parts on the wire and in memory at the same time."""
 
     def seconds(self, nbytes: int) -> float:
         """Predicted time of a message of `nbytes`."""
@@ -57,7 +59,7 @@ class Curve:
     @property
     def s_per_byte(self) -> float:
         """Time that each further byte of a long message costs."""
-        if len(self.points) < 2:
+        if len(self.points) < 2 or self.is_pipelined:
             return max(self.wire_s_per_byte, _UNPROBED_S_PER_BYTE)
         (low, low_s), (high, high_s) = self.points[-2], self.points[-1]
         return max((high_s - low_s) / (high - low), self.wire_s_per_byte, _LEAST_S_PER_BYTE)
@@ -96,6 +98,7 @@ class Parameters:
             curves.setdefault(collective, {})[algorithm] = {
                 "bytes_and_seconds": [list(point) for point in curve.points],
                 "wire_s_per_byte": curve.wire_s_per_byte,
+                "is_pipelined": curve.is_pipelined,
             }
         return {
             "format": _FORMAT,
@@ -118,6 +121,7 @@ class Parameters:
                 (collective, algorithm): Curve(
                     tuple((int(nbytes), float(seconds)) for nbytes, seconds in curve["bytes_and_seconds"]),
                     curve["wire_s_per_byte"],
+                    curve["is_pipelined"],
                 )
                 for collective, by_algorithm in saved["curves"].items()
                 for algorithm, curve in by_algorithm.items()

@@ -21,8 +21,9 @@ from hvdkit.collectives.shared_memory import Block, SharedMemory
 from hvdkit.collectives.steps import Steps, drive_together
 from hvdkit.collectives.tree import tree_all_reduce, tree_broadcast, tree_reduce
 
-_DEPTH = 4
-_BLOCK_BYTES = 1 * 2**20
+_DEPTH = 8
+BLOCK_BYTES = 512 * 2**10
+"""The best of 4 to 16 lanes and 0.25 to 4 MB between two hosts of two ranks on 1 Gbit/s."""
 
 Outer = Callable[[Any, torch.Tensor, Reduction, int], Steps]
 OUTER: dict[str, Outer] = {"ring": ring_all_reduce, "tree": tree_all_reduce, "mpi": mpi_all_reduce}
@@ -32,7 +33,7 @@ class _Lane:
     """What one block under way has for itself: slots, and communicators, whose calls no other block mixes with."""
 
     def __init__(self, group: Group) -> None:
-        self.memory = SharedMemory(group, _BLOCK_BYTES)
+        self.memory = SharedMemory(group, BLOCK_BYTES)
         self.node = group.node.Dup()
         self.across = None if group.across is None else group.across.Dup()
 
@@ -119,7 +120,7 @@ class Hierarchical:
             (block,) = lane.memory.blocks(values, owners)
             return steps(lane, block)
 
-        pieces = data.split(_BLOCK_BYTES // data.element_size()) if data.numel() else ()
+        pieces = data.split(BLOCK_BYTES // data.element_size()) if data.numel() else ()
         drive_together(self._group.mpi, (begin(number, values) for number, values in enumerate(pieces)), _DEPTH)
 
     def _parts_of(self, reduction: Reduction) -> tuple[Reduction, Reduction]:

@@ -17,6 +17,7 @@ import torch
 from hvdkit.collectives.algorithms import COLLECTIVES, Algorithms
 from hvdkit.collectives.cost import Curve, Parameters, Point, wire_factor
 from hvdkit.collectives.group import Group
+from hvdkit.collectives.hierarchical import BLOCK_BYTES
 from hvdkit.collectives.meeting import Call, Meeting
 from hvdkit.collectives.reduction import Reduction
 
@@ -53,7 +54,8 @@ def probe(group: Group, algorithms: Algorithms, meeting: Meeting, budget_s: floa
     curves = {}
     for (collective, name), measured in points.items():
         factor = wire_factor(name, len(group.members), group.size) if collective == "all_reduce" else 0.0
-        curves[collective, name] = Curve(_rising(measured), factor / bandwidth if bandwidth else 0.0)
+        is_pipelined = factor > 0 and name == "hierarchical" and max(measured)[0] <= BLOCK_BYTES
+        curves[collective, name] = Curve(_rising(measured), factor / bandwidth if bandwidth else 0.0, is_pipelined)
     took_s = time.perf_counter() - deadline + budget_s
     mine = Parameters(group.members, meeting_s, barrier_s, latency_s, bandwidth, curves, took_s)
     shared: Parameters = group.comm.bcast(mine)

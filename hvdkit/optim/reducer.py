@@ -21,7 +21,7 @@ from hvdkit.optim.hooks import GradientHook
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.plan import Observation, Overlap, agree
 from hvdkit.optim.weighting import Weighting, combine
-from hvdkit.runtime import require_world
+from hvdkit.runtime import World, require_world
 
 
 class Reducer:
@@ -163,7 +163,7 @@ class Reducer:
         )  # fmt: skip
         active = [kind is not None for kind in self._watched]
         overlap = Overlap.ALWAYS if self.options.overlap else Overlap.NEVER
-        if self.options.overlap is None and require_world().threads > torch.get_num_threads():
+        if self.options.overlap is None and _can_overlap(require_world()):
             overlap = Overlap.WHILE_ALONE
         agreed = agree(
             collectives, self._names, self._parameters, active, seen, self.weighting,
@@ -269,3 +269,8 @@ class Reducer:
         for hook in self._hooks.values():
             hook.remove()
         self._hooks = {}
+
+
+def _can_overlap(world: World) -> bool:
+    """Whether computing leaves something to communication: a core, or the wire between nodes."""
+    return world.threads > torch.get_num_threads() or world.cross_size > 1

@@ -21,8 +21,12 @@ from hvdkit.runtime.watch import Watch
 from hvdkit.runtime.watch.engine_timeline import engine_writes_beside, timeline_path
 from hvdkit.runtime.world import World, fair_threads, usable_cores
 
-_IDLE_CYCLE_MS = "1000"
-"""How often an engine looks for other ranks while its own asks for nothing."""
+_IDLE_CYCLE_MS, _IDLE_CYCLE_MS_BETWEEN_NODES = "1000", "86400000"
+"""How often an engine looks for other ranks while its own asks for nothing.
+
+Between nodes it must not: Open MPI 4.1 has stopped moving data over TCP for seconds where an engine's cycle met a
+collective of another thread.
+"""
 
 NOT_INITIALIZED = "Horovod has not been initialized; use hvd.init()."
 
@@ -78,7 +82,8 @@ def init(comm: Any = None, process_sets: Any = None) -> World:
     own = None if mpi is None else _communicator(mpi, comm)
     if mpi is not None:
         # hvdkit's own collectives do the work then: an engine that nobody uses must not take time from it.
-        os.environ.setdefault("HOROVOD_IDLE_CYCLE_TIME", _IDLE_CYCLE_MS)
+        idle_ms = _IDLE_CYCLE_MS if _are_on_one_node(mpi, own) else _IDLE_CYCLE_MS_BETWEEN_NODES
+        os.environ.setdefault("HOROVOD_IDLE_CYCLE_TIME", idle_ms)
     # Horovod would use a list of ranks again in every later init(), whatever that asks for; a communicator it forgets.
     with engine_writes_beside():
         engine.mpi_ops.init(comm=own if own is not None and isinstance(comm, list) else comm, process_sets=process_sets)
@@ -174,6 +179,13 @@ def _make_world(engine: Any, mpi: Any, own: Any) -> World:
     cores = usable_cores()
     neighbours = [mask for host, mask in gather_objects(world, (world.hostname, cores)) if host == world.hostname]
     return replace(world, threads=fair_threads(cores, neighbours))
+
+
+def _are_on_one_node(mpi: Any, comm: Any) -> bool:
+    node = comm.Split_type(mpi.COMM_TYPE_SHARED)
+    is_everyone = bool(node.Get_size() == comm.Get_size())
+    node.Free()
+    return is_everyone
 
 
 def _communicator(mpi: Any, comm: Any) -> Any:

@@ -5,6 +5,9 @@ mark of a machine is its own: host name, /dev/shm, System V IPC, and the interfa
 `disk` in the cluster's folder is the same path on every host with other contents behind it, like the local disk of real
 nodes (HOME and TMPDIR are in it); all other files are shared, like a network file system.
 
+Their TCP is Reno, which paces by losses alone: BBR, the default of some machines, guesses the speed of a connection,
+and guesses low between the bursts of a collective.
+
 Nothing has a name outside: the namespaces belong to processes only, the bridge to a namespace. When the cluster is
 left, and also when this process is killed, the kernel kills every process of every host, and with them go mounts,
 interfaces and bridge. The rejected alternative, `ip netns add`, leaves all that behind after a crash.
@@ -51,6 +54,7 @@ mount --bind $folder/ssh_config /etc/ssh/ssh_config
 mount --bind $folder/hosts /etc/hosts
 mount --bind $folder/disks/$name $folder/disk
 ip link set lo up
+echo reno >/proc/sys/net/ipv4/tcp_congestion_control
 echo ready
 exec {sshd} -D -e -f $folder/sshd_config 2>$folder/$name.sshd.log"""
 

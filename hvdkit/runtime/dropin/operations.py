@@ -12,7 +12,7 @@ import torch
 
 from hvdkit.runtime.dropin import bfloat16 as bf16
 from hvdkit.runtime.engine import horovod
-from hvdkit.runtime.startup import name_of_unnamed
+from hvdkit.runtime.startup import current_world, name_of_unnamed
 
 _ops = horovod("horovod.torch.mpi_ops")
 
@@ -237,6 +237,27 @@ _broadcast_async_ = named(_ops.broadcast_async_)
 for _name in ("allreduce", "grouped_allreduce", "allgather", "grouped_allgather", "reducescatter",
               "grouped_reducescatter", "broadcast", "alltoall"):  # fmt: skip
     setattr(_ops, _name, named(getattr(_ops, _name)))
+
+
+def _watched_between_nodes(plain: Operation) -> Operation:
+    """`plain`, the wait for an operation, with a stall check: there an engine at rest, unlike Horovod's, has none."""
+
+    @functools.wraps(plain)
+    def wait(handle: Any) -> Any:
+        world = current_world()
+        if world is None or world.cross_size == 1:
+            return plain(handle)
+        world.watch.begin("Horovod's engine", "wait", "horovod", 0)
+        try:
+            return plain(handle)
+        finally:
+            world.watch.end()
+
+    return wait
+
+
+# Horovod's blocking operations call it by its name too.
+_ops.synchronize = _watched_between_nodes(_ops.synchronize)
 
 
 @functools.wraps(_ops.broadcast_async_)
