@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 KIB, MIB = 1024, 1024**2
 
 HVDKIT = "hvdkit"
+_OWN = ("mpi", "ring", "tree", "shared_memory", "hierarchical", "auto")
 TRIAD = "triad"
 
 
@@ -36,7 +37,9 @@ def peer_jobs(collective: str, ranks: int) -> list[PeerJob]:
     unbound = ("--bind-to", "none", "--map-by", "slot")
     as_horovodrun = (*unbound, "--mca", "pml", "ob1", "--mca", "btl", "^openib")
     return [
-        PeerJob(HVDKIT, "with_hvdkit.py", unbound, settings="as a user's script calls it"),
+        PeerJob(HVDKIT, "with_hvdkit.py", unbound, words=_OWN, settings="as a user's script calls it"),
+        # An engine that has just been used would take time from the next algorithm's turn.
+        PeerJob(f"{HVDKIT} horovod", "with_hvdkit.py", unbound, words=("horovod",), settings="the same, no strategy="),
         PeerJob("Horovod", "stock_horovod.py", as_horovodrun,
                 settings="import horovod.torch, default settings, launched as horovodrun does"),
         PeerJob("Open MPI", "open_mpi.py", settings="mpi4py, default settings"),

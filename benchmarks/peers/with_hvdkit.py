@@ -1,14 +1,16 @@
-"""hvdkit, every strategy, all in one job: hvdkit itself keeps Horovod's engine quiet while others do the work."""
+"""hvdkit, the strategies that it is told of, as a user's script calls them."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import hvdkit as hvd
 from benchmarks.collective import ROOT, Buffers
+from benchmarks.peers import HVDKIT
 from benchmarks.peers.serve import Call, Prepare, serve
-from hvdkit.collectives import STRATEGIES, direct_collectives
+from hvdkit.collectives import direct_collectives
 from hvdkit.runtime import require_world
 
 
@@ -29,11 +31,11 @@ def prepare_by_public_name(strategy: str | None) -> Prepare:
     return prepare
 
 
-def contenders(prefix: str) -> dict[str, Prepare]:
-    """One contender per strategy, named `PREFIX STRATEGY`."""
+def contenders(strategies: Sequence[str]) -> dict[str, Prepare]:
+    """One contender per strategy, named `hvdkit STRATEGY`."""
     return {
-        f"{prefix} {strategy}": prepare_by_public_name(None if strategy == "horovod" else strategy)
-        for strategy in STRATEGIES
+        f"{HVDKIT} {strategy}": prepare_by_public_name(None if strategy == "horovod" else strategy)
+        for strategy in strategies
     }
 
 
@@ -48,4 +50,4 @@ def what_auto_is(contender: str, buffers: Buffers) -> str | None:
 
 if __name__ == "__main__":
     hvd.init()
-    serve(require_world().comm, contenders(sys.argv[1]), what_auto_is)
+    serve(require_world().comm, contenders(sys.argv[2:]), what_auto_is)

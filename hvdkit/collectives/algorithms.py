@@ -1,13 +1,16 @@
 """The algorithms of a group by name, and which of them can do what here."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
 
 from hvdkit.collectives.group import Group
 from hvdkit.collectives.hierarchical import Hierarchical
 from hvdkit.collectives.horovod_engine import HorovodAlgorithm
 from hvdkit.collectives.mpi_library import MpiLibrary
+from hvdkit.collectives.reduction import Reduction
 from hvdkit.collectives.ring import Ring
 from hvdkit.collectives.shared_memory import SharedMemory
 from hvdkit.collectives.tree import Tree
@@ -83,6 +86,15 @@ class Algorithms:
         """The method of algorithm `name` for `collective`."""
         method: Callable[..., None] = getattr(self._made[name], collective)
         return method
+
+    def all_reduce_many(self, name: str, tensors: Sequence[torch.Tensor], reduction: Reduction) -> None:
+        """All-reduce `tensors` by algorithm `name`, together where it can."""
+        made = self._made[name]
+        if hasattr(made, "all_reduce_many"):
+            made.all_reduce_many(tensors, reduction)
+            return
+        for tensor in tensors:
+            made.all_reduce(tensor, reduction)
 
     def close(self) -> None:
         """Free windows and communicators. Collective."""

@@ -6,8 +6,7 @@ Unlike Horovod's engine they need no negotiation: every rank calls them in the s
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
@@ -18,6 +17,7 @@ from hvdkit.collectives.checks import check_movable, check_reducible
 from hvdkit.collectives.group import Group
 from hvdkit.collectives.interface import Done, ReduceOp, Work
 from hvdkit.collectives.meeting import Call, Meeting
+from hvdkit.collectives.plans import Plan, flat_of, movable_view, traits
 from hvdkit.collectives.queue import Queue, Started
 from hvdkit.collectives.reduction import Reduction, reduction_for
 from hvdkit.runtime.watch import Watch
@@ -59,7 +59,7 @@ class DirectCollectives:
         self.optimizers: set[int] = set()
         """The numbers of all optimizers that exchange over this group."""
         self._queue = Queue()
-        self._plans: dict[tuple[Any, ...], _Plan] = {}
+        self._plans: dict[tuple[Any, ...], Plan] = {}
 
     def with_strategy(self, strategy: str) -> "DirectCollectives":
         """The same, with another strategy for calls that name none."""
@@ -94,13 +94,46 @@ class DirectCollectives:
                 reduction_for(op, 1, tensor.dtype, [1.0])  # raises for what does not go with weights
             return self._call("all_reduce", tensor, strategy, op=op, is_weighted=weight is not None, name=name)
 
-        plan = self._meet(check, ("all_reduce", *_traits(tensor), op, weight is None, strategy, name))
+        plan = self._meet(check, ("all_reduce", *traits(tensor), op, weight is None, strategy, name))
         reduction = plan.reduction or self._weighted(plan.call, weight)
-        flat = _flat(tensor)
+        flat = flat_of(tensor)
         plan.method(flat, reduction)
         if flat is not tensor and flat.data_ptr() != tensor.data_ptr():
             tensor.copy_(flat.view(tensor.shape))
         return tensor
+
+    @_in_order
+    def all_reduce_many_(
+        self, tensors: Sequence[torch.Tensor], *, op: str = "sum", weight: float | None = None, name: str = ""
+    ) -> None:
+        """Reduce each of `tensors`, of one dtype, in place, as one call of all their bytes. Collective."""
+        if len(tensors) == 1:
+            self.all_reduce_(tensors[0], op=op, weight=weight, name=name)
+            return
+
+        def check() -> Call:
+            for tensor in tensors:
+                check_reducible("all_reduce", tensor, op)
+            algorithm = self.algorithms.resolve("all_reduce", sum(t.nbytes for t in tensors), self.strategy)
+            lengths = tuple(tensor.numel() for tensor in tensors)
+            return Call("all_reduce_many", algorithm, op, tensors[0].dtype, len(tensors), weight is not None,
+                        name=name, shape=lengths)  # fmt: skip
+
+        plan = self._meet(check, ("all_reduce_many", *map(traits, tensors), op, weight is None, name))
+        reduction = plan.reduction or self._weighted(plan.call, weight)
+        flats = [flat_of(tensor) for tensor in tensors]
+        self._max_lengths(list(plan.call.shape))
+        self.algorithms.all_reduce_many(plan.call.algorithm, flats, reduction)
+        for tensor, flat in zip(tensors, flats, strict=True):
+            if flat.data_ptr() != tensor.data_ptr():
+                tensor.copy_(flat.view(tensor.shape))
+
+    def _max_lengths(self, mine: list[int]) -> list[int]:
+        """The lengths of many tensors, which a rank that brings none (zeros) has to learn. Collective."""
+        lengths = np.array(mine, dtype=np.int64)
+        self.group.comm.Allreduce(self.group.mpi.IN_PLACE, lengths, self.group.mpi.MAX)
+        found: list[int] = lengths.tolist()
+        return found
 
     @_in_order
     def reduce_(self, tensor: torch.Tensor, root: int, *, op: str = "sum", strategy: str | None = None,
@@ -112,8 +145,8 @@ class DirectCollectives:
             self._check_root("reduce", root)
             return self._call("reduce", tensor, strategy, op=op, root=root, name=name)
 
-        plan = self._meet(check, ("reduce", *_traits(tensor), op, root, strategy, name))
-        flat = _flat(tensor)
+        plan = self._meet(check, ("reduce", *traits(tensor), op, root, strategy, name))
+        flat = flat_of(tensor)
         plan.method(flat, root, plan.reduction)
         if self.index == root and flat.data_ptr() != tensor.data_ptr():
             tensor.copy_(flat.view(tensor.shape))
@@ -130,9 +163,9 @@ class DirectCollectives:
             self._check_root("broadcast", root)
             return self._call("broadcast", tensor, strategy, root=root, name=name)
 
-        plan = self._meet(check, ("broadcast", *_traits(tensor), root, strategy, name))
-        flat = _flat(tensor)
-        plan.method(_movable_view(flat), root)
+        plan = self._meet(check, ("broadcast", *traits(tensor), root, strategy, name))
+        flat = flat_of(tensor)
+        plan.method(movable_view(flat), root)
         if flat is not tensor and flat.data_ptr() != tensor.data_ptr():
             tensor.copy_(flat.view(tensor.shape))
         return tensor
@@ -147,7 +180,7 @@ class DirectCollectives:
             check_movable("all_gather", tensor)
             return self._call("all_gather", tensor if tensor.dim() else tensor.view(1), strategy, name=name)
 
-        plan = self._meet(check, ("all_gather", *_traits(tensor), strategy, name))
+        plan = self._meet(check, ("all_gather", *traits(tensor), strategy, name))
         rows = tensor if tensor.dim() else tensor.view(1)
         return self._gather_rows(rows.contiguous(), plan.call.algorithm)
 
@@ -159,7 +192,7 @@ class DirectCollectives:
         if out.numel():
             name = self.algorithms.resolve("all_gather", max(counts) * rows.element_size(), strategy)
             gather = self.algorithms.method("all_gather", name)
-            gather(_movable_view(_flat(rows)), _movable_view(out.view(-1)), counts)
+            gather(movable_view(flat_of(rows)), movable_view(out.view(-1)), counts)
         return out
 
     def _lengths(self, mine: int) -> list[int]:
@@ -180,13 +213,13 @@ class DirectCollectives:
                 raise ValueError("reduce_scatter: the tensor needs a first dimension to be cut along")
             return self._call("reduce_scatter", tensor, strategy, op=op, name=name)
 
-        plan = self._meet(check, ("reduce_scatter", *_traits(tensor), op, strategy, name))
+        plan = self._meet(check, ("reduce_scatter", *traits(tensor), op, strategy, name))
         base, extra = divmod(len(tensor), self.size)
         rows = [base + (rank < extra) for rank in range(self.size)]
         width = int(np.prod(tensor.shape[1:], dtype=np.int64))
         out = tensor.new_empty((rows[self.index], *tensor.shape[1:]))
         if tensor.numel():
-            flat = _flat(tensor)
+            flat = flat_of(tensor)
             plan.method(flat, out.view(-1), [count * width for count in rows], plan.reduction)
         return out
 
@@ -255,6 +288,10 @@ class DirectCollectives:
             zeros = torch.zeros(call.count, dtype=call.dtype)
             reduction = self._weighted(call, 0.0) if call.is_weighted else self._plain(call)
             self.algorithms.method(call.kind, call.algorithm)(zeros, reduction)
+        elif call.kind == "all_reduce_many":
+            reduction = self._weighted(call, 0.0) if call.is_weighted else self._plain(call)
+            many = [torch.zeros(length, dtype=call.dtype) for length in self._max_lengths([0] * call.count)]
+            self.algorithms.all_reduce_many(call.algorithm, many, reduction)
         elif call.kind == "all_gather":
             self._gather_rows(torch.zeros(0, call.count, dtype=call.dtype), call.algorithm)
         elif call.kind != "mistake":  # of the others, who raise their errors and go on
@@ -273,7 +310,7 @@ class DirectCollectives:
             algorithm, count = strategy, int(np.prod(tensor.shape[1:], dtype=np.int64))
         return Call(kind, algorithm, op, tensor.dtype, count, is_weighted, root, name, tuple(tensor.shape))
 
-    def _meet(self, check: Callable[[], Call], key: tuple[Any, ...]) -> "_Plan":
+    def _meet(self, check: Callable[[], Call], key: tuple[Any, ...]) -> "Plan":
         """The call that `check` returns, when all ranks make it; where it raises, all ranks learn it and none hangs.
 
         `key` stands for all that `check` looks at: the same call needs to be checked and prepared only once.
@@ -292,17 +329,18 @@ class DirectCollectives:
         self.meeting.meet(plan.call)
         return plan
 
-    def _prepare(self, call: Call) -> "_Plan":
-        reduces = call.kind in ("all_reduce", "reduce", "reduce_scatter")
-        chosen_now = reduces or call.kind == "broadcast"
-        return _Plan(
+    def _prepare(self, call: Call) -> "Plan":
+        reduces = call.kind in ("all_reduce", "all_reduce_many", "reduce", "reduce_scatter")
+        chosen_now = call.kind in ("all_reduce", "reduce", "reduce_scatter", "broadcast")
+        return Plan(
             call,
             self.algorithms.method(call.kind, call.algorithm) if chosen_now else None,
             self._plain(call) if reduces and not call.is_weighted else None,
         )
 
     def _begin(self, call: Call) -> None:
-        nbytes = call.count * call.dtype.itemsize
+        count = sum(call.shape) if call.kind == "all_reduce_many" else call.count
+        nbytes = count * call.dtype.itemsize
         self.watch.begin(call.name or call.kind, call.kind, call.algorithm, nbytes, self.group.world_ranks)
         self._is_watched = True
 
@@ -330,32 +368,3 @@ class DirectCollectives:
         self._queue.close()
         self.algorithms.close()
         self.group.close()
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """A call that was checked, and what does it."""
-
-    call: Call
-    method: Any
-    reduction: Any
-    """None where it depends on the weights, which differ from call to call."""
-
-
-def _traits(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return tensor.dtype, tensor.shape, tensor.device, tensor.layout
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` in one dimension, itself where it is contiguous."""
-    if tensor.dim() == 1 and tensor.stride(0) == 1 and not tensor.is_neg() and not tensor.is_conj():
-        return tensor
-    flat = tensor.resolve_conj().resolve_neg().contiguous().view(-1)
-    return flat.as_strided(flat.shape, (1,))  # a single element may have any stride
-
-
-def _movable_view(flat: torch.Tensor) -> torch.Tensor:
-    """Values of dtypes that are only moved, as numbers of a dtype that every algorithm knows."""
-    if flat.dtype == torch.bool:
-        return flat.view(torch.uint8)
-    return torch.view_as_real(flat).view(-1) if flat.dtype.is_complex else flat

@@ -8,7 +8,7 @@ Source: the two-level schemes of M. Bayatpour et al., "Scalable Reduction Collec
 Multi-Leader Design", SC 2017.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,10 @@ class Hierarchical:
 
     def all_reduce(self, data: torch.Tensor, reduction: Reduction) -> None:
         """See `Algorithm`. Each node sends what `outer` sends, once per node and not per rank."""
+        self.all_reduce_many([data], reduction)
+
+    def all_reduce_many(self, tensors: Sequence[torch.Tensor], reduction: Reduction) -> None:
+        """See `OffersAll`. The pipeline does not run empty between two tensors."""
         inner, plain = self._parts_of(reduction)
 
         def steps(lane: _Lane, block: Block) -> Steps:
@@ -69,7 +73,7 @@ class Hierarchical:
             yield [lane.node.Ibarrier()]
             lane.memory.collect(block)
 
-        self._run(data, steps)
+        self._run(tensors, steps)
 
     def reduce(self, data: torch.Tensor, root: int, reduction: Reduction) -> None:
         """See `Algorithm`."""
@@ -89,7 +93,7 @@ class Hierarchical:
             if self._group.index == root:
                 lane.memory.collect(block)
 
-        self._run(work, steps)
+        self._run([work], steps)
 
     def broadcast(self, data: torch.Tensor, root: int) -> None:
         """See `Algorithm`. The root's node sends every byte once to each node below it in the tree."""
@@ -110,9 +114,9 @@ class Hierarchical:
             if not is_root:
                 block.values.copy_(block.slots[place][: block.values.numel()])
 
-        self._run(data, steps)
+        self._run([data], steps)
 
-    def _run(self, data: torch.Tensor, steps: Callable[[_Lane, Block], Steps]) -> None:
+    def _run(self, tensors: Sequence[torch.Tensor], steps: Callable[[_Lane, Block], Steps]) -> None:
         owners = self._group.carriers
 
         def begin(number: int, values: torch.Tensor) -> Steps:
@@ -120,7 +124,7 @@ class Hierarchical:
             (block,) = lane.memory.blocks(values, owners)
             return steps(lane, block)
 
-        pieces = data.split(BLOCK_BYTES // data.element_size()) if data.numel() else ()
+        pieces = [piece for data in tensors if data.numel() for piece in data.split(BLOCK_BYTES // data.element_size())]
         drive_together(self._group.mpi, (begin(number, values) for number, values in enumerate(pieces)), _DEPTH)
 
     def _parts_of(self, reduction: Reduction) -> tuple[Reduction, Reduction]:

@@ -27,6 +27,9 @@ class Algorithm(Protocol):
 class OffersAll(Algorithm, Protocol):
     """The methods that an algorithm may offer besides."""
 
+    def all_reduce_many(self, tensors: Sequence[torch.Tensor], reduction: Reduction) -> None:
+        """Reduce each of `tensors`, of one dtype, in place; offered where that is quicker than one after another."""
+
     def reduce_scatter(
         self, data: torch.Tensor, out: torch.Tensor, counts: Sequence[int], reduction: Reduction
     ) -> None:

@@ -18,7 +18,8 @@ import torch
 from hvdkit.collectives.reduction import MOVABLE
 from hvdkit.errors import CollectiveMismatchError
 
-KINDS = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce", "gather_objects", "ready", "mistake")
+KINDS = ("all_reduce", "all_reduce_many", "reduce_scatter", "all_gather", "broadcast", "reduce", "gather_objects",
+         "ready", "mistake")  # fmt: skip
 _OPS = ("sum", "average", "min", "max", "product")
 _ABSENT = np.iinfo(np.int64).min + 1
 
@@ -32,7 +33,7 @@ class Call:
     op: str = "sum"
     dtype: torch.dtype = torch.uint8
     count: int = 0
-    """Elements; of one row where ranks bring different numbers of rows."""
+    """Elements; of one row where ranks bring different numbers of rows; tensors where there are many."""
     is_weighted: bool = False
     root: int = 0
     name: str = ""
@@ -66,7 +67,7 @@ class Call:
             return f"{self.kind}{name}"
         dtype = str(self.dtype).removeprefix("torch.")
         details = [f"{dtype} {self.shape}", self.algorithm]
-        if self.kind in ("all_reduce", "reduce_scatter", "reduce"):
+        if self.kind in ("all_reduce", "all_reduce_many", "reduce_scatter", "reduce"):
             details.append(f"weighted {self.op}" if self.is_weighted else self.op)
         if self.kind in ("broadcast", "reduce"):
             details.append(f"root {self.root}")

@@ -60,13 +60,13 @@ def plan_buckets(
     *,
     bucket_bytes: int,
     groups: Sequence[Sequence[int]] | int | None = None,
-    alone_bytes: int | None = None,
+    large_bytes: int | None = None,
 ) -> list[Bucket]:
     """Cut the parameters `order` (indices, in the order their gradients become ready) into buckets.
 
     `groups` is Horovod's option: a number of groups of about equal count, or lists of indices that belong together
-    (what they leave out gets a bucket each). Otherwise a bucket is closed when it reaches `bucket_bytes`, and a
-    parameter of at least `alone_bytes` gets a bucket to itself.
+    (what they leave out gets a bucket each). Otherwise a bucket is closed when it reaches `bucket_bytes`, and
+    parameters of at least `large_bytes` share none with smaller ones.
     """
     if isinstance(groups, int):
         parts = _split_evenly(order, groups)
@@ -77,7 +77,7 @@ def plan_buckets(
         parts += [[index] for index in order if index not in named]
         parts = sorted((part for part in parts if part), key=lambda part: max(position[i] for i in part))
     else:
-        parts = _split_by_bytes(parameters, order, bucket_bytes, alone_bytes)
+        parts = _split_by_bytes(parameters, order, bucket_bytes, large_bytes)
     return [
         Bucket([*same], [parameters[i].shape for i in same], parameters[same[0]].dtype, parameters[same[0]].device)
         for part in parts
@@ -86,19 +86,16 @@ def plan_buckets(
 
 
 def _split_by_bytes(
-    parameters: Sequence[torch.Tensor], order: Sequence[int], limit: int, alone: int | None
+    parameters: Sequence[torch.Tensor], order: Sequence[int], limit: int, large: int | None
 ) -> list[list[int]]:
     # One open bucket per kind, so that parameters of two dtypes in turn do not end in buckets of one each.
     done: list[list[int]] = []
-    opened: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    filled: dict[tuple[torch.dtype, torch.device], int] = {}
+    opened: dict[tuple[torch.dtype, torch.device, bool], list[int]] = {}
+    filled: dict[tuple[torch.dtype, torch.device, bool], int] = {}
     for index in order:
         parameter = parameters[index]
-        kind = (parameter.dtype, parameter.device)
         nbytes = parameter.numel() * parameter.element_size()
-        if alone is not None and nbytes >= alone:
-            done.append([index])
-            continue
+        kind = (parameter.dtype, parameter.device, large is not None and nbytes >= large)
         if kind in opened and filled[kind] + nbytes > limit:
             done.append(opened.pop(kind))
         if kind not in opened:

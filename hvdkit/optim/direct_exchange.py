@@ -24,7 +24,7 @@ from hvdkit.optim.plan import Agreement, Overlap
 from hvdkit.optim.sparse import exchange_sparse
 from hvdkit.optim.weighting import Weighting, combine
 
-_ALONE_BYTES = 256 * 1024
+_LARGE_BYTES = 256 * 1024
 """A gradient of at least so many bytes is reduced in place; copying it would cost more than a call."""
 
 Gradients = list[torch.Tensor | None]
@@ -54,10 +54,11 @@ class DirectExchange:
             [index for index in agreed.order if not agreed.sparse[index]],
             bucket_bytes=options.bucket_bytes if is_elementwise else 0,
             groups=options.groups if is_elementwise else None,
-            alone_bytes=_ALONE_BYTES if is_plain else None,
+            large_bytes=_LARGE_BYTES if is_plain else None,
         )
         self._in_place = [
-            is_plain and len(bucket.indices) == 1 and bucket.nbytes >= _ALONE_BYTES for bucket in self._buckets
+            is_plain and all(shape.numel() * bucket.dtype.itemsize >= _LARGE_BYTES for shape in bucket.shapes)
+            for bucket in self._buckets
         ]
         self._bucket_of = {i: number for number, bucket in enumerate(self._buckets) for i in bucket.indices}
         self.inverse = 1.0
@@ -204,13 +205,14 @@ class DirectExchange:
         """Reduce `gradients`, whose entries become the results."""
         bucket = self._buckets[number]
         if self._in_place[number]:
-            gradient = gradients[0]
-            if gradient is None:
-                gradient = torch.zeros_like(self._parameters[bucket.indices[0]])
-            elif gradient.is_sparse:
-                gradient = gradient.to_dense()
-            self._all_reduce(torch.view_as_real(gradient) if gradient.is_complex() else gradient, name)
-            gradients[0] = gradient
+            for place, index in enumerate(bucket.indices):
+                gradient = gradients[place]
+                if gradient is None:
+                    gradients[place] = torch.zeros_like(self._parameters[index])
+                elif gradient.is_sparse:
+                    gradients[place] = gradient.to_dense()
+            dense = [gradient for gradient in gradients if gradient is not None]
+            self._all_reduce([torch.view_as_real(one) if one.is_complex() else one for one in dense], name)
             return
         if self._sums is not None:
             bucket.fill(gradients, self._share)
@@ -227,23 +229,23 @@ class DirectExchange:
     def _reduce_packed(self, bucket: Bucket, name: str) -> None:
         whole = bucket.views[0] if len(bucket.views) == 1 and not bucket.dtype.is_complex else bucket.flat
         sent, context = self._options.compression.compress(whole)
-        self._all_reduce(sent, name)
+        self._all_reduce([sent], name)
         result = self._options.compression.decompress(sent, context)
         if result.data_ptr() != bucket.flat.data_ptr():
             bucket.flat.copy_(result.reshape(-1))
 
-    def _all_reduce(self, tensor: torch.Tensor, name: str) -> None:
+    def _all_reduce(self, tensors: list[torch.Tensor], name: str) -> None:
         op = self._options.op
         ranks = self._collectives.size
-        self._statistics.bytes_sent += 2 * (ranks - 1) / ranks * tensor.nbytes
+        self._statistics.bytes_sent += 2 * (ranks - 1) / ranks * sum(tensor.nbytes for tensor in tensors)
         if op == "average" and self._is_plain_average:
-            self._collectives.all_reduce_(tensor, op="average", name=name)
+            self._collectives.all_reduce_many_(tensors, op="average", name=name)
         elif op in ("average", "sum"):
-            self._collectives.all_reduce_(tensor, op="sum", weight=self._share, name=name)
+            self._collectives.all_reduce_many_(tensors, op="sum", weight=self._share, name=name)
         else:
             if self._weighting.factor != 1.0:
-                tensor.mul_(self._weighting.factor)
-            self._collectives.all_reduce_(tensor, op=op, name=name)
+                torch._foreach_mul_(tensors, self._weighting.factor)
+            self._collectives.all_reduce_many_(tensors, op=op, name=name)
 
     @torch.no_grad()
     def _exchange_flags(self) -> None:

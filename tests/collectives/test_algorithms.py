@@ -77,6 +77,17 @@ def reductions(world: World, dtype: torch.dtype) -> list[Reduction]:
     return made
 
 
+def test_many_tensors_in_one_pipeline(world: World, group: Group, algorithm: Any) -> None:
+    """More blocks than lanes, and tensors shorter than a block between longer ones."""
+    if not hasattr(algorithm, "all_reduce_many"):
+        pytest.skip("it has none")
+    brought = [everyones(world, count, torch.float64, seed=count) for count in (700_003, 1, 0, 400_000, 17)]
+    tensors = [everyone[world.rank].clone() for everyone in brought]
+    algorithm.all_reduce_many(tensors, Reduction("sum"))
+    for tensor, everyone in zip(tensors, brought, strict=True):
+        assert_reduced(tensor, reduce_in_order(everyone, Reduction("sum")))
+
+
 @pytest.mark.parametrize("dtype", REDUCIBLE, ids=str)
 def test_all_reduce(world: World, algorithm: Any, dtype: torch.dtype) -> None:
     for reduction in reductions(world, dtype):
