@@ -30,11 +30,11 @@ def test_a_small_run(tmp_path: Path) -> None:
     reason = why_not() or why_no_limit()
     if reason:
         pytest.skip(reason)
-    words = ["--megabits", "100", "--kib", "2048", "--budget", "0", "--rounds", "1", "--libraries", "openmpi", "hvdkit",
-             "--arms", "hvdkit", "--model", "toy", "--steps", "1"]  # fmt: skip
+    words = ["--megabits", "100", "--kib", "2048", "--budget", "0", "--rounds", "1", "--libraries", "openmpi",
+             "hvdkit-horovod", "hvdkit", "--arms", "hvdkit", "--model", "toy", "--steps", "1"]  # fmt: skip
     printed, (result,) = run_driver("hosts", tmp_path, *words)
     algorithms = [record["algorithm"] for record in result["all_reduce"]]
-    assert algorithms[:2] == ["openmpi", "hvdkit horovod"]
+    assert algorithms[:3] == ["openmpi", "hvdkit horovod", "hvdkit mpi"]
     for record in result["all_reduce"]:
         # No faster than the wire: the links are as slow as they were told to be.
         assert record["n"] == 3 and record["median_s"] > 0.95 * record["bound_s"] > 0.1
