@@ -19,9 +19,6 @@ from typing import Any
 from benchmarks.job import launch_environment
 from hvdkit.runtime.launcher import launch_info
 
-UNAVAILABLE = "unavailable"
-"""The key under which a rank writes why it cannot measure what it was asked for."""
-
 _GRACE_S = 10
 
 
@@ -66,7 +63,11 @@ def run_job(
 
 def report(folder: Path, measured: Any) -> None:
     """Write down what this rank measured (plain values)."""
-    path = folder / f"{launch_info().rank}.json"
+    put(folder / f"{launch_info().rank}.json", measured)
+
+
+def put(path: Path, measured: Any) -> None:
+    """Write `measured` (plain values) into `path`, which is there when it is whole."""
     beside = path.with_suffix(".new")
     beside.write_text(json.dumps(measured))
     beside.rename(path)

@@ -16,10 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.measured_job import UNAVAILABLE
 from hvdkit.models.config import ModelConfig
 from hvdkit.models.gpt import GPT
-from hvdkit.models.language_model import count_parameters
 from hvdkit.models.presets import PRESETS
 from hvdkit.runtime.launcher import launch_info
 
@@ -67,10 +65,6 @@ class StepOptions:
         """The options that `words()` wrote."""
         model, optimizer, *numbers = words
         return cls(model, optimizer, *(int(number) for number in numbers))
-
-
-class UnavailableError(Exception):
-    """This installation cannot run the arm; the message says why. All ranks raise it, none has communicated."""
 
 
 Connected = tuple[Callable[[torch.Tensor], torch.Tensor], torch.optim.Optimizer, Callable[[], None]]
@@ -136,27 +130,28 @@ def start_gloo(folder: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=place.rank, world_size=place.size)
 
 
-def measure_steps(
-    arm: str, options: StepOptions, folder: Path, before_close: Callable[[nn.Module], dict[str, Any]] | None = None
-) -> dict[str, Any]:
-    """Train on this rank; returns its step times (s), losses, peak memory (bytes), and what `before_close` returns.
+@dataclass(frozen=True)
+class Training:
+    """A model in the hands of an arm."""
 
-    The job's ranks share `folder`. Memory is read at the end of the steps before and after the timed ones, with the
-    gradients still there: PSS, which counts a page that k processes map 1/k in each, and the kernel's own peak of
-    resident memory (VmHWM), which counts it whole.
-    """
+    model: nn.Module
+    step: Callable[[], float]
+    """Does one training step and returns its loss."""
+    close: Callable[[], None]
+    tokens_per_step: int
+    """On this rank."""
+
+
+def start_training(arm: str, options: StepOptions, folder: Path) -> Training:
+    """Build the model and have `arm` connect it. The job's ranks share `folder`."""
     torch.set_num_threads(options.threads)
-    place = launch_info()
     size = SIZES[options.model]
     torch.manual_seed(1)
     model = GPT(size.config)
-    optimizer = OPTIMIZERS[options.optimizer](model.parameters())
-    try:
-        forward, optimizer, close = ARMS[arm].connect(model, optimizer, folder, **ARMS[arm].options)
-    except UnavailableError as error:
-        return {UNAVAILABLE: str(error)}
+    plain = OPTIMIZERS[options.optimizer](model.parameters())
+    forward, optimizer, close = ARMS[arm].connect(model, plain, folder, **ARMS[arm].options)
     shape = (options.batch_size or size.batch_size, size.config.context + 1)
-    random = torch.Generator().manual_seed(1000 + place.rank)
+    random = torch.Generator().manual_seed(1000 + launch_info().rank)
     tokens = torch.randint(size.config.vocab_size, shape, generator=random)
     inputs, targets = tokens[:, :-1], tokens[:, 1:].flatten()
 
@@ -167,37 +162,30 @@ def measure_steps(
         optimizer.step()
         return loss.item()
 
-    losses, step_s, pss_bytes = [], [], 0
+    return Training(model, step, close, targets.numel())
 
-    def step_untimed() -> None:
-        nonlocal pss_bytes
-        losses.append(step())
-        pss_bytes = max(pss_bytes, read_pss_bytes())
 
+def measure_steps(
+    arm: str, options: StepOptions, folder: Path, before_close: Callable[[nn.Module], dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """Train on this rank; returns its step times (s), and what `before_close` returns. The ranks share `folder`."""
+    training = start_training(arm, options, folder)
     for _ in range(options.warmup):
-        step_untimed()
+        training.step()
     if arm == "local":
         meet(folder, "start")
+    step_s = []
     for _ in range(options.steps):
         start = time.perf_counter()
-        losses.append(step())
+        training.step()
         step_s.append(time.perf_counter() - start)
     if arm == "local":
         say(folder, "end")
         while not all_said(folder, "end"):
-            step()
-    step_untimed()
-    more = before_close(model) if before_close is not None else {}
-    close()
-    return {
-        **more,
-        "step_s": step_s,
-        "losses": losses,
-        "pss_peak_bytes": pss_bytes,
-        "resident_peak_bytes": read_resident_peak_bytes(),
-        "parameters": count_parameters(model),
-        "tokens_per_step": targets.numel(),
-    }
+            training.step()
+    more = before_close(training.model) if before_close is not None else {}
+    training.close()
+    return {**more, "step_s": step_s, "tokens_per_step": training.tokens_per_step}
 
 
 def read_pss_bytes() -> int:

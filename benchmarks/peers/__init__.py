@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 KIB, MIB = 1024, 1024**2
 
+UNBOUND = ("--bind-to", "none", "--map-by", "slot")
+AS_HOROVODRUN = (*UNBOUND, "--mca", "pml", "ob1", "--mca", "btl", "^openib")
+"""What horovodrun tells mpirun of ranks on this machine."""
 HVDKIT = "hvdkit"
 _OWN = ("mpi", "ring", "tree", "shared_memory", "hierarchical", "auto")
 TRIAD = "triad"
@@ -34,17 +37,15 @@ class PeerJob:
 
 def peer_jobs(collective: str, ranks: int) -> list[PeerJob]:
     """All jobs of a benchmark of `collective` on `ranks` ranks of this machine."""
-    unbound = ("--bind-to", "none", "--map-by", "slot")
-    as_horovodrun = (*unbound, "--mca", "pml", "ob1", "--mca", "btl", "^openib")
     return [
-        PeerJob(HVDKIT, "with_hvdkit.py", unbound, words=_OWN, settings="as a user's script calls it"),
+        PeerJob(HVDKIT, "with_hvdkit.py", UNBOUND, words=_OWN, settings="as a user's script calls it"),
         # An engine that has just been used would take time from the next algorithm's turn.
-        PeerJob(f"{HVDKIT} horovod", "with_hvdkit.py", unbound, words=("horovod",), settings="the same, no strategy="),
-        PeerJob("Horovod", "stock_horovod.py", as_horovodrun,
+        PeerJob(f"{HVDKIT} horovod", "with_hvdkit.py", UNBOUND, words=("horovod",), settings="the same, no strategy="),
+        PeerJob("Horovod", "stock_horovod.py", AS_HOROVODRUN,
                 settings="import horovod.torch, default settings, launched as horovodrun does"),
         PeerJob("Open MPI", "open_mpi.py", settings="mpi4py, default settings"),
         _tuned_open_mpi(collective, ranks),
-        PeerJob("Gloo", "torch_gloo.py", unbound, settings="torch.distributed, default settings, as torchrun: unbound"),
+        PeerJob("Gloo", "torch_gloo.py", UNBOUND, settings="torch.distributed, default settings, as torchrun: unbound"),
         PeerJob(TRIAD, "triad.py", settings="a = b + s c by torch, one thread per rank"),
     ]  # fmt: skip
 

@@ -42,7 +42,7 @@ def test_every_arm_trains_what_one_process_trains(tmp_path: Path) -> None:
     printed, (records,) = run_driver("step", tmp_path, *words, "--arms", *arms)
     assert [record["arm"] for record in records] == arms
     warmup = StepOptions("toy", "adamw", 1, STEPS).warmup
-    expected = loss_of_one_process(2, "adamw", warmup + STEPS)
+    expected = loss_of_one_process(2, "adamw", warmup + 1 + STEPS)
     for record in records:
         assert record["exposed_s"] == pytest.approx([record["mean_s"] - records[0]["mean_s"]], abs=1e-9)
         assert 2**26 < record["pss_peak_bytes"] <= record["resident_peak_bytes"]
@@ -55,11 +55,12 @@ def test_every_arm_trains_what_one_process_trains(tmp_path: Path) -> None:
 
 def test_another_model_is_an_error() -> None:
     options = StepOptions("toy", "sgd", 1, 1)
-    same = [{"arm": "stock", "losses": [2.0]}, {"arm": "hvdkit", "losses": [2.0002]}, {"arm": "local", "losses": [3.0]}]
+    same = [{"arm": "stock", "losses": [2.0, 1.0]}, {"arm": "hvdkit", "losses": [2.0002, 1.0]},
+            {"arm": "local", "losses": [3.0, 3.0]}]  # fmt: skip
     _check_losses(same, options)
-    _check_losses([*same, {"arm": "hvdkit-int8", "losses": [2.1]}], options)
+    _check_losses([*same, {"arm": "hvdkit-int8", "losses": [2.1, 1.0]}], options)
     with pytest.raises(JobError, match="did not train the same toy"):
-        _check_losses([*same, {"arm": "ddp", "losses": [2.002]}], options)
+        _check_losses([*same, {"arm": "ddp", "losses": [2.0, 1.002]}], options)
 
 
 def test_options_travel_as_words() -> None:
@@ -68,8 +69,8 @@ def test_options_travel_as_words() -> None:
 
 
 def test_sizes_are_those_of_the_title() -> None:
-    parameters = {name: sum(p.numel() for p in GPT(SIZES[name].config).parameters()) for name in ("4m", "33m")}
-    assert parameters == {"4m": 4_048_384, "33m": 32_134_464}
+    parameters = {name: sum(p.numel() for p in GPT(SIZES[name].config).parameters()) for name in ("4m", "33m", "132m")}
+    assert parameters == {"4m": 4_048_384, "33m": 32_134_464, "132m": 133_233_600}
 
 
 def test_memory_is_that_of_this_process() -> None:
