@@ -130,6 +130,13 @@ def test_where_the_probe_is_in_doubt_a_long_message_moves_least() -> None:
     assert choice("all_reduce", 2**20) == choice("all_reduce", 2**30) == "shared_memory"
 
 
+def test_further_bytes_of_a_pipeline_cost_only_the_wire() -> None:
+    """Probed with one block, which is first in memory and then on the wire; 8 ns a byte are those of 1 Gbit/s."""
+    points = ((256, 1e-4), (2**19, 8e-3))
+    assert Curve(points, 8e-9, is_pipelined=True).seconds(2**25) == pytest.approx(8e-3 + (2**25 - 2**19) * 8e-9)
+    assert Curve(points, 8e-9).seconds(2**25) == pytest.approx(7.9e-3 / (2**19 - 256) * (2**25 - 2**19) + 8e-3)
+
+
 def test_explain_names_all_algorithms_cheapest_first() -> None:
     curves = {"mpi": Curve(((256, 5e-6),)), "tree": Curve(((256, 3e-6),)), "ring": Curve(((256, 9e-6),))}
     choice = choose_all(parameters(ONE_NODE, curves))
