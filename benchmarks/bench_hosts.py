@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch
 
+from benchmarks.host_calls import measure_all_reduces
 from benchmarks.job import print_record, print_table
 from benchmarks.measured_job import JobError, end_when_told, report, run_job
-from benchmarks.step_arms import ARMS, SIZES, StepOptions, measure_steps, start_gloo
+from benchmarks.step_arms import ARMS, SIZES, StepOptions, measure_steps
 from benchmarks.step_picture import draw_hosts
 from tests.cluster.hosts import Host, cluster, why_not
 from tests.cluster.link import limit_rate, why_no_limit
@@ -64,75 +64,6 @@ def wire_bound_s(nbytes: int, bits_per_s: float) -> float:
 def count_repeats(nbytes: int, bits_per_s: float, budget_s: float) -> int:
     """How often a size is measured in one job: as the budget allows, if a call takes thrice the bound; 3 to 20."""
     return max(3, min(20, int(budget_s / (3 * wire_bound_s(nbytes, bits_per_s)))))
-
-
-# -- on every rank of a job
-
-
-def measure_all_reduces(library: str, sizes_and_repeats: Sequence[tuple[int, int]], folder: Path) -> dict[str, Any]:
-    """Times (s) of each algorithm of `library` by size; raises ArithmeticError if a sum is wrong."""
-    torch.set_num_threads(1)
-    calls, barrier, left_out, close = _start(library, folder)
-    times: dict[str, dict[int, list[float]]] = {name: {} for name in calls}
-    for nbytes, repeats in sizes_and_repeats:
-        for name in calls:
-            times[name][nbytes] = []
-        data = torch.empty(nbytes // 4)
-        expected = RANKS * (RANKS + 1) / 2
-        for repeat in range(-1, repeats):  # one to warm up
-            for name, call in calls.items():
-                data.fill_(_rank() + 1)
-                barrier()
-                start = time.perf_counter()
-                call(data)
-                seconds = time.perf_counter() - start
-                if not bool((data == expected).all()):
-                    raise ArithmeticError(f"{name}: {nbytes} bytes: not all of the sum is {expected}")
-                if repeat >= 0:
-                    times[name][nbytes].append(seconds)
-    barrier()
-    close()
-    return {"times": times, "left_out": left_out}
-
-
-def _rank() -> int:
-    from hvdkit.runtime.launcher import launch_info
-
-    return launch_info().rank
-
-
-def _start(library: str, folder: Path) -> tuple[dict[str, Any], Any, dict[str, str], Any]:
-    """The in-place sums of `library`, its barrier, which of its algorithms do not run and why, and what ends it."""
-    if library.startswith("stock"):
-        import horovod.torch as horovod
-
-        horovod.init()
-        call = lambda data: horovod.allreduce_(data, op=horovod.Sum, name="bench")  # noqa: E731
-        return {library: call}, horovod.barrier, {}, horovod.shutdown
-    if library.startswith("openmpi"):
-        from hvdkit.runtime.mpi import load_mpi
-
-        mpi = load_mpi()
-        mpi.Init()
-        world = mpi.COMM_WORLD
-        return {library: lambda data: world.Allreduce(mpi.IN_PLACE, data.numpy())}, world.Barrier, {}, lambda: None
-    if library == "gloo":
-        start_gloo(folder)
-        distributed = torch.distributed
-        return {library: distributed.all_reduce}, distributed.barrier, {}, distributed.destroy_process_group
-    import hvdkit as hvd
-    from benchmarks.strategy_calls import usable_strategies
-    from hvdkit.collectives import STRATEGIES
-
-    world = hvd.init()
-    # An engine that has just been used would take time from the next algorithm's turn.
-    by_engine = ("horovod",)
-    wanted = by_engine if library == "hvdkit-horovod" else tuple(name for name in STRATEGIES if name not in by_engine)
-    usable, left_out = usable_strategies(wanted)
-    return {f"hvdkit {name}": call for name, call in usable.items()}, world.comm.Barrier, left_out, hvd.shutdown
-
-
-# -- in the driver
 
 
 def start_on(hosts: Sequence[Host], *words: str) -> list[str]:
