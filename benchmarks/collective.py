@@ -15,6 +15,7 @@ triad bandwidth of p ranks it is the bound. Messages that stay in a cache betwee
 speaks of memory.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,9 @@ NAMES = ("allreduce", "broadcast", "allgather", "reducescatter")
 ITEM_BYTES = 4
 TRIAD_ARRAY_BYTES = 64 * 1024**2
 ROOT = 0
+
+Zeros = Callable[[int], torch.Tensor]
+"""Makes a one-dimensional tensor of so many numbers. Collective."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,10 @@ class Buffers:
     receive: torch.Tensor
 
     @classmethod
-    def allocate(cls, collective: str, nbytes: int, ranks: int) -> "Buffers":
+    def allocate(cls, collective: str, nbytes: int, ranks: int, zeros: Zeros = torch.zeros) -> "Buffers":
         """Buffers for a message of `nbytes`, a multiple of 4 times `ranks`."""
-        whole = torch.zeros(nbytes // ITEM_BYTES)
-        part = whole if collective in ("allreduce", "broadcast") else torch.zeros(nbytes // ITEM_BYTES // ranks)
+        whole = zeros(nbytes // ITEM_BYTES)
+        part = whole if collective in ("allreduce", "broadcast") else zeros(nbytes // ITEM_BYTES // ranks)
         if collective == "allgather":
             return cls(collective, part, whole)
         return cls(collective, whole, part)

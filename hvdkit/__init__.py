@@ -18,7 +18,7 @@ _HOME = {
     # hvdkit's own implementations of Horovod's names
     "DistributedOptimizer": "hvdkit.optim",
     "Compression": "hvdkit.compression",
-    "join": "hvdkit.collectives",
+    **dict.fromkeys(("empty_shared", "join"), "hvdkit.collectives"),
     **dict.fromkeys(
         ("allgather_object", "broadcast_object", "broadcast_optimizer_state", "broadcast_parameters"),
         "hvdkit.runtime.dropin.functions",

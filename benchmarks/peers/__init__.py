@@ -14,6 +14,7 @@ AS_HOROVODRUN = (*UNBOUND, "--mca", "pml", "ob1", "--mca", "btl", "^openib")
 """What horovodrun tells mpirun of ranks on this machine."""
 HVDKIT = "hvdkit"
 _OWN = ("mpi", "ring", "tree", "shared_memory", "hierarchical", "auto")
+SHARED = "shared"
 TRIAD = "triad"
 
 
@@ -41,6 +42,8 @@ def peer_jobs(collective: str, ranks: int) -> list[PeerJob]:
         PeerJob(HVDKIT, "with_hvdkit.py", UNBOUND, words=_OWN, settings="as a user's script calls it"),
         # An engine that has just been used would take time from the next algorithm's turn.
         PeerJob(f"{HVDKIT} horovod", "with_hvdkit.py", UNBOUND, words=("horovod",), settings="the same, no strategy="),
+        PeerJob(f"{HVDKIT} {SHARED}", "with_hvdkit.py", UNBOUND, words=(SHARED,),
+                settings="strategy=auto on buffers of hvd.empty_shared()"),
         PeerJob("Horovod", "stock_horovod.py", AS_HOROVODRUN,
                 settings="import horovod.torch, default settings, launched as horovodrun does"),
         PeerJob("Open MPI", "open_mpi.py", settings="mpi4py, default settings"),

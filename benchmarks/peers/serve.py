@@ -21,7 +21,7 @@ from typing import Any
 import numpy
 import torch
 
-from benchmarks.collective import Buffers, expected, given
+from benchmarks.collective import Buffers, Zeros, expected, given
 from benchmarks.turns import MARK
 
 _SETTLING_S = 0.03
@@ -34,13 +34,14 @@ Note = Callable[[str, Buffers], "str | None"]
 """What readers should know of this contender's call, such as the algorithm that it chose."""
 
 
-def serve(comm: Any, contenders: Mapping[str, Prepare], note: Note = lambda contender, buffers: None) -> None:
-    """Answer the commands that rank 0 of `comm` (mpi4py) reads, until its input ends."""
+def serve(comm: Any, contenders: Mapping[str, Prepare], note: Note = lambda contender, buffers: None,
+          zeros: Zeros = torch.zeros) -> None:  # fmt: skip
+    """Answer the commands that rank 0 of `comm` (mpi4py) reads, until its input ends; `zeros` makes the buffers."""
     # Torch's own threads, which fill buffers, would go on spinning on the cores while the collective runs.
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // comm.size))
     pids = comm.gather(os.getpid())
     _answer(comm, {"pids": pids, "contenders": list(contenders)})
-    session = Session(comm, contenders, note)
+    session = Session(comm, contenders, note, zeros)
     while True:
         line = sys.stdin.readline() if comm.rank == 0 else None
         command = comm.bcast(json.loads(line) if line else None)
@@ -59,7 +60,8 @@ def serve(comm: Any, contenders: Mapping[str, Prepare], note: Note = lambda cont
 class Session:
     """Keeps the buffers and the prepared call of one message size, since the next command is mostly about the same."""
 
-    def __init__(self, comm: Any, contenders: Mapping[str, Prepare], note: Note) -> None:
+    def __init__(self, comm: Any, contenders: Mapping[str, Prepare], note: Note, zeros: Zeros) -> None:
+        self._zeros = zeros
         self._comm = comm
         self._note = note
         self._contenders = contenders
@@ -71,7 +73,7 @@ class Session:
         if self._message != (collective, bytes):
             self._calls.clear()
             self._buffers = None  # the old ones go before the new ones come
-            self._buffers = Buffers.allocate(collective, bytes, self._comm.size)
+            self._buffers = Buffers.allocate(collective, bytes, self._comm.size, self._zeros)
             self._message = (collective, bytes)
         assert self._buffers is not None
         if contender not in self._calls:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import torch
+
 import hvdkit as hvd
 from benchmarks.collective import ROOT, Buffers
-from benchmarks.peers import HVDKIT
+from benchmarks.peers import HVDKIT, SHARED
 from benchmarks.peers.serve import Call, Prepare, serve
 from hvdkit.collectives import direct_collectives
 from hvdkit.runtime import require_world
@@ -32,11 +34,9 @@ def prepare_by_public_name(strategy: str | None) -> Prepare:
 
 
 def contenders(strategies: Sequence[str]) -> dict[str, Prepare]:
-    """One contender per strategy, named `hvdkit STRATEGY`."""
-    return {
-        f"{HVDKIT} {strategy}": prepare_by_public_name(None if strategy == "horovod" else strategy)
-        for strategy in strategies
-    }
+    """One contender per strategy, named `hvdkit STRATEGY`; "shared" is "auto" on buffers in shared memory."""
+    means = {"horovod": None, SHARED: "auto"}
+    return {f"{HVDKIT} {word}": prepare_by_public_name(means.get(word, word)) for word in strategies}
 
 
 def what_auto_is(contender: str, buffers: Buffers) -> str | None:
@@ -50,4 +50,6 @@ def what_auto_is(contender: str, buffers: Buffers) -> str | None:
 
 if __name__ == "__main__":
     hvd.init()
-    serve(require_world().comm, contenders(sys.argv[2:]), what_auto_is)
+    words = sys.argv[2:]
+    zeros = hvd.empty_shared if words == [SHARED] else torch.zeros
+    serve(require_world().comm, contenders(words), what_auto_is, zeros)

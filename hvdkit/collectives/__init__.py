@@ -5,6 +5,7 @@ that a short probe measures (`probe`); Horovod's engine works where they do not 
 """
 
 from hvdkit.collectives.algorithms import NAMES, STRATEGIES, check_strategy
+from hvdkit.collectives.allocate import empty_shared
 from hvdkit.collectives.connect import direct_collectives, why_no_direct
 from hvdkit.collectives.direct import DirectCollectives
 from hvdkit.collectives.horovod_engine import HorovodEngine
@@ -24,6 +25,7 @@ __all__ = [
     "Work",
     "check_strategy",
     "direct_collectives",
+    "empty_shared",
     "join",
     "why_no_direct",
 ]

@@ -96,6 +96,18 @@ class Algorithms:
         for tensor in tensors:
             made.all_reduce(tensor, reduction)
 
+    def empty_shared(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """Zeros in the node's shared memory where that algorithm can be used and there is room. Collective."""
+        if "shared_memory" in self._made:
+            try:
+                tensor: torch.Tensor = self._made["shared_memory"].tensors.empty(shape, dtype)
+            except NoRoomError as error:
+                if self.group.index == 0:
+                    _log.warning("empty_shared: an ordinary tensor, for want of room: %s", error)
+            else:
+                return tensor
+        return torch.zeros(shape, dtype=dtype)
+
     def close(self) -> None:
         """Free windows and communicators. Collective."""
         for made in self._made.values():

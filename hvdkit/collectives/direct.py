@@ -6,6 +6,7 @@ Unlike Horovod's engine they need no negotiation: every rank calls them in the s
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -19,7 +20,7 @@ from hvdkit.collectives.interface import Done, ReduceOp, Work
 from hvdkit.collectives.meeting import Call, Meeting
 from hvdkit.collectives.plans import Plan, flat_of, movable_view, traits
 from hvdkit.collectives.queue import Queue, Started
-from hvdkit.collectives.reduction import Reduction, reduction_for
+from hvdkit.collectives.reduction import REDUCIBLE, Reduction, reduction_for
 from hvdkit.runtime.watch import Watch
 
 _MOST_PLANS = 4096
@@ -222,6 +223,23 @@ class DirectCollectives:
             flat = flat_of(tensor)
             plan.method(flat, out.view(-1), [count * width for count in rows], plan.reduction)
         return out
+
+    @_in_order
+    def empty_shared(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor in the node's shared memory, which all-reduces without copies; zeros. Collective.
+
+        An ordinary tensor where the ranks lie on several nodes, or there is no room (with a warning).
+        """
+
+        def check() -> Call:
+            count = math.prod(shape)
+            if min(shape, default=0) < 0 or dtype not in REDUCIBLE:
+                raise ValueError(f"empty_shared: shape {shape} of {dtype}: lengths of 0 or more, and a dtype of "
+                                 f"{', '.join(str(one).removeprefix('torch.') for one in REDUCIBLE)}")  # fmt: skip
+            return Call("empty_shared", dtype=dtype, count=count, shape=shape)
+
+        self._meet(check, ("empty_shared", shape, dtype))
+        return self.algorithms.empty_shared(shape, dtype)
 
     # -- Collectives
 

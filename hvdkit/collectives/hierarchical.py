@@ -103,16 +103,16 @@ class Hierarchical:
         def steps(lane: _Lane, block: Block) -> Steps:
             is_root = self._group.index == root
             if is_root:
-                block.slots[root_place][: block.values.numel()].copy_(block.values)
+                block.places.slots[root_place][: block.values.numel()].copy_(block.values)
             yield [lane.node.Ibarrier()]
-            start, stop = block.bounds[self._group.node_index]
+            start, stop = block.places.own
             # The slice lies in the root's slot on its node, and arrives in a slot of the same number elsewhere.
             place = root_place if self._group.node_number == node else 0
             if lane.across is not None and stop > start:
-                yield from tree_broadcast(lane.across, block.slots[place][start:stop], node, 0)
+                yield from tree_broadcast(lane.across, block.places.slots[place][start:stop], node, 0)
             yield [lane.node.Ibarrier()]
             if not is_root:
-                block.values.copy_(block.slots[place][: block.values.numel()])
+                block.values.copy_(block.places.slots[place][: block.values.numel()])
 
         self._run([data], steps)
 

@@ -13,9 +13,9 @@ import torch
 
 PlainOp = Literal["sum", "min", "max", "product"]
 
-_SIXTEEN_BIT = (torch.float16, torch.bfloat16)
+SIXTEEN_BIT = (torch.float16, torch.bfloat16)
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-REDUCIBLE = (*_SIXTEEN_BIT, torch.float32, torch.float64, *_INTEGERS)
+REDUCIBLE = (*SIXTEEN_BIT, torch.float32, torch.float64, *_INTEGERS)
 MOVABLE = (*REDUCIBLE, torch.bool, torch.complex64, torch.complex128)
 
 _COMBINE: dict[PlainOp, Callable[..., torch.Tensor]] = {
@@ -87,7 +87,7 @@ def _check_weights(weights: Sequence[float], op: str, size: int, dtype: torch.dt
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which values of `dtype` are added."""
-    return torch.float32 if dtype in _SIXTEEN_BIT else dtype
+    return torch.float32 if dtype in SIXTEEN_BIT else dtype
 
 
 def split_evenly(count: int, parts: int, multiple: int = 1) -> list[tuple[int, int]]:

@@ -5,21 +5,26 @@ owner adds its part of all slots to its own and writes the sum over each of them
 sums back. A value is read from memory once and written once; everything between happens in cache. See `window` for
 who may write when, and why a sum is written once for every rank that reads it.
 
+Tensors that lie in shared memory themselves (`shared_tensors`) need no slots: each rank works on
+its 1/p of all of them.
+
 Source: the block-wise shared-memory reductions of R. L. Graham, G. Shipman, "MPI Support for Multi-core Architectures:
 Optimized Shared Memory Collectives", EuroPVM/MPI 2008. Rejected: a third set of slots to save one barrier of two
 (slower: three sets do not fit the cache), process_vm_readv (the kernel's copies are slower than two of our own).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from hvdkit.collectives.group import Group
-from hvdkit.collectives.reduction import Reduction, split_evenly, starts_of, wide_dtype
+from hvdkit.collectives.reduction import SIXTEEN_BIT, Reduction, split_evenly, starts_of, wide_dtype
+from hvdkit.collectives.shared_tensors import SharedTensors
 from hvdkit.collectives.window import CACHE_LINE, Window, take
 
 _SLOT_BYTES = 2 * 2**20
+_PIECE_BYTES = 256 * 2**10
 _LARGEST_WINDOW_BYTES = 256 * 2**20
 
 
@@ -29,13 +34,28 @@ def slot_bytes_for(ranks: int) -> int:
     return max(ranks, slot_bytes // CACHE_LINE) * CACHE_LINE
 
 
-@dataclass(frozen=True)
-class Block:
-    """A block of a rank's values, the slots it passes through, and which part of it each rank of the node owns."""
+class Places(NamedTuple):
+    """Where blocks of one length lie in the slots of one turn."""
+
+    slots: list[torch.Tensor]
+    """Every rank's slot."""
+    own: tuple[int, int]
+    """Begin and end of the part of a block that this rank owns."""
+    rest: list[tuple[int, int]]
+    """Begins and ends of what the other ranks own: nothing, or what lies before `own`, or after, or both."""
+    mine: list[torch.Tensor]
+    """This rank's slot at `rest`."""
+    theirs: list[torch.Tensor]
+    """The other ranks' slots at `own`."""
+
+
+class Block(NamedTuple):
+    """A block of a rank's values; its parts are views, cut once."""
 
     values: torch.Tensor
-    slots: list[torch.Tensor]
-    bounds: list[tuple[int, int]]
+    own: torch.Tensor
+    rest: list[torch.Tensor]
+    places: Places
 
 
 class SharedMemory:
@@ -45,11 +65,16 @@ class SharedMemory:
 
     def __init__(self, group: Group, slot_bytes: int | None = None) -> None:
         self._window = Window(group.mpi, group.node, slot_bytes or slot_bytes_for(group.node_size))
+        self.tensors = SharedTensors(group)
         self._size, self._index = group.node_size, group.node_index
         self._others = [rank for rank in range(self._size) if rank != self._index]
+        self._whole: dict[tuple[int, torch.dtype, int], Places] = {}
 
     def all_reduce(self, data: torch.Tensor, reduction: Reduction) -> None:
         """See `Algorithm`. Moves 2(p-1)/p of the bytes between caches per rank."""
+        if (everyones := self.tensors.everyones(data)) is not None:
+            self._reduce_in_place(everyones, reduction)
+            return
         for block in self.blocks(data):
             self.contribute(block, reduction)
             self._window.barrier()
@@ -59,89 +84,132 @@ class SharedMemory:
             self._window.barrier()
             self.collect(block)
 
+    def _reduce_in_place(self, everyones: list[torch.Tensor], reduction: Reduction) -> None:
+        """Reduce this rank's part of shared tensors and write the result into all of them."""
+        bounds = split_evenly(everyones[0].numel(), self._size, CACHE_LINE // everyones[0].element_size())
+        start, stop = bounds[self._index]
+        for own, _, *theirs in self._pieces(everyones[self._index][start:stop], everyones, start, stop):
+            total = self._reduce_unscaled(own, theirs, reduction)
+            reduction.finish(total)
+            self._publish(own, theirs, total)
+        self._window.barrier()
+
+    def _pieces(
+        self, out: torch.Tensor, everyones: list[torch.Tensor], start: int, stop: int
+    ) -> Iterator[tuple[torch.Tensor, ...]]:
+        """`out`, and start:stop of this rank's tensor and then of all others', in pieces that fit a core's cache."""
+        parts = [everyones[rank][start:stop] for rank in (self._index, *self._others)]
+        return zip(*(tensor.split(_PIECE_BYTES // out.element_size()) for tensor in (out, *parts)), strict=True)
+
     # -- the parts of it, which `hierarchical` puts together with work between nodes
 
-    def blocks(self, data: torch.Tensor, owners: int | None = None) -> Iterator["Block"]:
+    def blocks(self, data: torch.Tensor, owners: int | None = None) -> Iterator[Block]:
         """Cut `data` into blocks of a slot each; the first `owners` ranks own parts (default: all)."""
-        itemsize = data.element_size()
-        owners = owners or self._size
-        for values in data.split(self._window.slot_bytes // itemsize):
+        for values in data.split(self._window.slot_bytes // data.element_size()):
             if count := values.numel():
-                bounds = split_evenly(count, owners, CACHE_LINE // itemsize)
-                bounds += [(count, count)] * (self._size - owners)
-                yield Block(values, self._window.next_slots(data.dtype), bounds)
+                places = self._places(data.dtype, count, owners or self._size)
+                start, stop = places.own
+                yield Block(values, values[start:stop], [values[begin:end] for begin, end in places.rest], places)
 
-    def contribute(self, block: "Block", reduction: Reduction) -> None:
+    def _places(self, dtype: torch.dtype, count: int, owners: int) -> Places:
+        slots = self._window.next_slots(dtype)
+        key = (self._window.turn, dtype, owners)
+        if count < slots[0].numel():
+            return self._cut(slots, count, owners)
+        if key not in self._whole:
+            self._whole[key] = self._cut(slots, count, owners)
+        return self._whole[key]
+
+    def _cut(self, slots: list[torch.Tensor], count: int, owners: int) -> Places:
+        bounds = split_evenly(count, owners, CACHE_LINE // slots[0].element_size())
+        start, stop = bounds[self._index] if self._index < owners else (count, count)
+        rest = [(begin, end) for begin, end in ((0, start), (stop, count)) if begin < end]
+        mine = [slots[self._index][begin:end] for begin, end in rest]
+        theirs = [slots[rank][start:stop] for rank in self._others] if start < stop else []
+        return Places(slots, (start, stop), rest, mine, theirs)
+
+    def contribute(self, block: Block, reduction: Reduction) -> None:
         """Copy the other owners' parts of `block` into this rank's slot, times this rank's factor."""
-        mine, (first, last) = block.slots[self._index], block.bounds[self._index]
-        for start, stop in ((0, first), (last, block.values.numel())):
-            self._copy_scaled(block.values[start:stop], mine[start:stop], reduction)
+        for source, place in zip(block.rest, block.places.mine, strict=True):
+            self._copy_scaled(source, place, reduction)
 
     def _copy_scaled(self, source: torch.Tensor, target: torch.Tensor, reduction: Reduction) -> None:
         factor = reduction.factor(self._index)
-        if not source.numel():
-            return
-        if factor == 1.0 or wide_dtype(source.dtype) != source.dtype:  # 16-bit values: the owner scales in float32
+        if factor == 1.0 or source.dtype in SIXTEEN_BIT:  # 16-bit values: the owner scales in float32
             target.copy_(source)
         else:
             torch.mul(source, factor, out=target)
 
-    def reduce_own(self, block: "Block", reduction: Reduction) -> torch.Tensor:
+    def reduce_own(self, block: Block, reduction: Reduction) -> torch.Tensor:
         """Combine this rank's part over all ranks; returns the result, not yet `finish`ed, for `publish`.
 
         That is the part itself of `block.values`, reduced in place, but a float32 copy where values have 16 bits.
         """
-        start, stop = block.bounds[self._index]
-        mine, factor = block.values[start:stop], reduction.factor(self._index)
-        if start == stop:
-            return mine
-        parts = [block.slots[rank][start:stop] for rank in self._others]
-        if wide_dtype(mine.dtype) != mine.dtype:
-            return self._reduce_wide(mine, parts, reduction)
-        if not parts:
-            return mine.mul_(factor) if factor != 1.0 else mine
-        if reduction.op == "sum":
-            torch.add(parts[0], mine, alpha=factor if factor != 1.0 else 1, out=mine)
-        else:
-            reduction.combine(parts[0], mine, out=mine)
-        for part in parts[1:]:
-            reduction.combine(mine, part, out=mine)
-        return mine
+        return self._reduce(block.own, block.places.theirs, reduction)
 
-    def _reduce_wide(self, mine: torch.Tensor, parts: list[torch.Tensor], reduction: Reduction) -> torch.Tensor:
-        total = mine.to(wide_dtype(mine.dtype))
+    def _reduce(self, own: torch.Tensor, theirs: list[torch.Tensor], reduction: Reduction) -> torch.Tensor:
+        if own.dtype in SIXTEEN_BIT:
+            return self._reduce_wide(own, theirs, reduction)
+        factor = reduction.factor(self._index)
+        if not theirs:
+            return own.mul_(factor) if factor != 1.0 else own
+        if reduction.op == "sum":
+            torch.add(theirs[0], own, alpha=factor if factor != 1.0 else 1, out=own)
+        else:
+            reduction.combine(theirs[0], own, out=own)
+        for part in theirs[1:]:
+            reduction.combine(own, part, out=own)
+        return own
+
+    def _reduce_unscaled(self, own: torch.Tensor, theirs: list[torch.Tensor], reduction: Reduction) -> torch.Tensor:
+        """The same where the other ranks have not multiplied their values by their factors."""
+        if reduction.factors is None or own.dtype in SIXTEEN_BIT:
+            return self._reduce(own, theirs, reduction)
+        own.mul_(reduction.factor(self._index))
+        for rank, part in zip(self._others, theirs, strict=True):
+            own.add_(part, alpha=reduction.factor(rank))
+        return own
+
+    def _reduce_wide(self, own: torch.Tensor, theirs: list[torch.Tensor], reduction: Reduction) -> torch.Tensor:
+        total = own.to(wide_dtype(own.dtype))
         if reduction.factor(self._index) != 1.0:
             total.mul_(reduction.factor(self._index))
-        for rank, part in zip(self._others, parts, strict=True):
+        for rank, part in zip(self._others, theirs, strict=False):  # no parts where this rank owns nothing
             if reduction.op == "sum":
                 total.add_(part, alpha=reduction.factor(rank))
             else:
                 reduction.combine(total, part.to(total.dtype), out=total)
         return total
 
-    def publish(self, block: "Block", total: torch.Tensor) -> None:
+    def publish(self, block: Block, total: torch.Tensor) -> None:
         """Put the result of this rank's part into `block`, and over what each other rank contributed to it."""
-        start, stop = block.bounds[self._index]
-        if start == stop:
-            return
-        mine = block.values[start:stop]
-        if mine.data_ptr() != total.data_ptr():
-            mine.copy_(total)
-        for rank in self._others:
-            block.slots[rank][start:stop].copy_(mine)
+        self._publish(block.own, block.places.theirs, total)
 
-    def collect(self, block: "Block") -> None:
+    def _publish(self, own: torch.Tensor, theirs: list[torch.Tensor], total: torch.Tensor) -> None:
+        if total is not own:
+            own.copy_(total)
+        for place in theirs:
+            place.copy_(own)
+
+    def collect(self, block: Block) -> None:
         """Copy the other owners' results into `block`."""
-        slot, (first, last) = block.slots[self._index], block.bounds[self._index]
-        for start, stop in ((0, first), (last, block.values.numel())):
-            if stop > start:
-                block.values[start:stop].copy_(slot[start:stop])
+        for target, place in zip(block.rest, block.places.mine, strict=True):
+            target.copy_(place)
 
     def reduce_scatter(
         self, data: torch.Tensor, out: torch.Tensor, counts: Sequence[int], reduction: Reduction
     ) -> None:
         """See `Algorithm`. Writes (p-1)/p of the bytes into shared memory per rank, and reads as many."""
         starts = starts_of(counts)
+        if (everyones := self.tensors.everyones(data)) is not None:
+            begin = starts[self._index]
+            for target, own, *theirs in self._pieces(out, everyones, begin, begin + counts[self._index]):
+                target.copy_(own)
+                total = self._reduce_unscaled(target, theirs, reduction)
+                reduction.finish(total)
+                self._publish(target, [], total)
+            self._window.barrier()
+            return
         piece = self._window.slot_bytes // self._size // CACHE_LINE * CACHE_LINE // data.element_size()
         for first in range(0, max(counts), piece):
             slots = self._window.next_slots(data.dtype)
@@ -154,12 +222,10 @@ class SharedMemory:
             length, begin = lengths[self._index], begins[self._index]
             mine = out[first : first + length]
             mine.copy_(data[begin : begin + length])
-            placed = [slot[self._index * piece :][:length] for slot in slots]
-            bounds = [(0, length) if rank == self._index else (length, length) for rank in range(self._size)]
-            part = Block(mine, placed, bounds)
-            total = self.reduce_own(part, reduction)
+            theirs = [slots[rank][self._index * piece :][:length] for rank in self._others]
+            total = self._reduce(mine, theirs, reduction)
             reduction.finish(total)
-            self.publish(part, total)
+            self._publish(mine, theirs, total)
 
     def all_gather(self, part: torch.Tensor, out: torch.Tensor, counts: Sequence[int]) -> None:
         """See `Algorithm`. Reads and writes p times the bytes of a part per rank."""
@@ -179,6 +245,11 @@ class SharedMemory:
 
     def broadcast(self, data: torch.Tensor, root: int) -> None:
         """See `Algorithm`. The root copies a block into its slot while the others copy the block before."""
+        if (everyones := self.tensors.everyones(data)) is not None:
+            if self._index != root:
+                data.copy_(everyones[root])
+            self._window.barrier()
+            return
         for block in data.split(self._window.slot_bytes // data.element_size()):
             slot = self._window.next_slots(data.dtype)[root][: block.numel()]
             if self._index == root:
@@ -201,4 +272,5 @@ class SharedMemory:
 
     def close(self) -> None:
         """Free the window. Collective over the node."""
+        self._whole = {}
         self._window.close()

@@ -18,7 +18,7 @@ import torch
 from hvdkit.errors import HvdkitError
 
 CACHE_LINE = 64
-_SHARED_FOLDER = "/dev/shm"
+SHARED_FOLDER = "/dev/shm"
 _SPARE_BYTES = 4 * 2**20
 
 
@@ -40,7 +40,7 @@ class Window:
         if total + _SPARE_BYTES > room:
             raise NoRoomError(
                 f"{total / 2**20:.0f} MB of shared memory are needed and {room / 2**20:.0f} MB are free in "
-                f"{_SHARED_FOLDER} (docker run --shm-size=1g gives more)"
+                f"{SHARED_FOLDER} (docker run --shm-size=1g gives more)"
             )
         self._window = mpi.Win.Allocate_shared(2 * slot_bytes, 1, comm=node)
         whole = [
@@ -50,14 +50,15 @@ class Window:
         node.Barrier()
         self._bytes = [[region[turn * slot_bytes :][:slot_bytes] for region in whole] for turn in (0, 1)]
         self._views: dict[torch.dtype, list[list[torch.Tensor]]] = {}
-        self._turn = 0
+        self.turn = 0
+        """0 or 1: which of its slots are in use."""
 
     def next_slots(self, dtype: torch.dtype) -> list[torch.Tensor]:
         """The slots of all ranks for the next turn, each (slot_bytes / itemsize,) of `dtype`."""
-        self._turn ^= 1
+        self.turn ^= 1
         if dtype not in self._views:
             self._views[dtype] = [[region.view(dtype) for region in turn] for turn in self._bytes]
-        return self._views[dtype][self._turn]
+        return self._views[dtype][self.turn]
 
     def barrier(self) -> None:
         """Wait for all ranks of the node."""
@@ -81,7 +82,7 @@ def take(part: torch.Tensor, out: torch.Tensor) -> None:
 def free_shared_bytes() -> int:
     """Free room in the node's shared memory."""
     try:
-        status = os.statvfs(_SHARED_FOLDER)
+        status = os.statvfs(SHARED_FOLDER)
     except OSError:
         return 2**63 - 1  # no such folder: MPI uses something else, and says itself if that is too small
     return status.f_bavail * status.f_frsize
