@@ -16,7 +16,7 @@ import torch
 from hvdkit.collectives.group import Group
 from hvdkit.collectives.mpi_library import mpi_all_reduce
 from hvdkit.collectives.reduction import Reduction
-from hvdkit.collectives.ring import pair_all_reduce, ring_all_reduce
+from hvdkit.collectives.ring import ring_all_reduce
 from hvdkit.collectives.shared_memory import Block, SharedMemory
 from hvdkit.collectives.steps import Steps, drive_together
 from hvdkit.collectives.tree import tree_all_reduce, tree_broadcast, tree_reduce
@@ -51,8 +51,7 @@ class Hierarchical:
 
     def __init__(self, group: Group, outer: str = "ring") -> None:
         self._group = group
-        is_pair = outer == "ring" and len(group.members) == 2
-        self._outer = pair_all_reduce if is_pair else OUTER[outer]
+        self._outer = OUTER[outer]
         self._lanes = [_Lane(group) for _ in range(_DEPTH)]
 
     def all_reduce(self, data: torch.Tensor, reduction: Reduction) -> None:

@@ -58,13 +58,6 @@ def ring_all_reduce(comm: Any, data: torch.Tensor, reduction: Reduction, tag: in
     yield from _ring_gather(comm, parts, tag, shift=1)
 
 
-def pair_all_reduce(comm: Any, data: torch.Tensor, reduction: Reduction, tag: int) -> Steps:
-    """The same for a `comm` of two: as many bytes in one step instead of two, for which both combine all of them."""
-    received = torch.empty_like(data)
-    yield _exchange(comm, data, received, tag)
-    reduction.combine(received, data, out=data)
-
-
 def _ring_reduce(comm: Any, parts: list[torch.Tensor], reduction: Reduction, tag: int, shift: int) -> Steps:
     """Afterwards rank r holds the whole reduction of part r + 1 + shift."""
     size, index = comm.Get_size(), comm.Get_rank()
