@@ -6,7 +6,7 @@ that a short probe measures (`probe`); Horovod's engine works where they do not 
 
 from hvdkit.collectives.algorithms import NAMES, STRATEGIES, check_strategy
 from hvdkit.collectives.allocate import empty_shared
-from hvdkit.collectives.connect import direct_collectives, why_no_direct
+from hvdkit.collectives.connect import choose_as_saved, direct_collectives, saved_choice, why_no_direct
 from hvdkit.collectives.direct import DirectCollectives
 from hvdkit.collectives.horovod_engine import HorovodEngine
 from hvdkit.collectives.interface import Collectives, Done, ReduceOp, Work
@@ -24,8 +24,10 @@ __all__ = [
     "ReduceOp",
     "Work",
     "check_strategy",
+    "choose_as_saved",
     "direct_collectives",
     "empty_shared",
     "join",
+    "saved_choice",
     "why_no_direct",
 ]

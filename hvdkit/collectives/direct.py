@@ -20,12 +20,11 @@ from hvdkit.collectives.interface import Done, ReduceOp, Work
 from hvdkit.collectives.meeting import Call, Meeting
 from hvdkit.collectives.plans import Plan, flat_of, movable_view, traits
 from hvdkit.collectives.queue import Queue, Started
+from hvdkit.collectives.ready import EVERYTHING, ReadyExchanges
 from hvdkit.collectives.reduction import REDUCIBLE, Reduction, reduction_for
 from hvdkit.runtime.watch import Watch
 
 _MOST_PLANS = 4096
-_BITS = 62
-_ALL_BITS = (1 << _BITS) - 1
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,17 +54,14 @@ class DirectCollectives:
         self._is_watched = False
         self.strategy = strategy
         self.size, self.index = group.size, group.index
-        self.pending: dict[int, Callable[[], None]] = {}
-        """The exchanges of optimizers that are ready on this rank, by the number of the optimizer."""
-        self.optimizers: set[int] = set()
-        """The numbers of all optimizers that exchange over this group."""
+        self.exchanges = ReadyExchanges(self._common_bits, meeting.explain)
         self._queue = Queue()
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
     def with_strategy(self, strategy: str) -> "DirectCollectives":
         """The same, with another strategy for calls that name none."""
         other = DirectCollectives(self.group, self.algorithms, self.meeting, self.watch, strategy)
-        other.pending, other.optimizers, other._queue = self.pending, self.optimizers, self._queue
+        other.exchanges, other._queue = self.exchanges, self._queue
         return other
 
     def start(self, work: Callable[[], torch.Tensor]) -> Work:
@@ -264,27 +260,13 @@ class DirectCollectives:
         gathered: list[Any] = self.group.comm.allgather(item)
         return gathered
 
-    def do_pending(self, number: int) -> None:
-        """Do pending exchanges, each when all ranks are ready for it, until that of `number` is done. Collective.
-
-        Raises CollectiveMismatchError if the ranks wait for exchanges of which none is ready everywhere.
-        """
-        while number in self.pending:
-            ready = self._ready_everywhere(sum(1 << bit for bit in {number % _BITS for number in self.pending}))
-            common = [number for number in sorted(self.pending) if ready >> (number % _BITS) & 1]
-            if not common:
-                names = ", ".join(f"optimizer {number}" for number in sorted(self.pending))
-                self.meeting.explain(f"the gradients of {names}")
-            for number_now in common:
-                self.pending.pop(number_now)()
-
     @_in_order
-    def _ready_everywhere(self, mine: int) -> int:
+    def _common_bits(self, mine: int) -> int:
         """The bits that all ranks set. Collective."""
         self._meet(lambda: Call("ready"), ("ready",))
-        return self._agree_on_ready(mine)
+        return self._and(mine)
 
-    def _agree_on_ready(self, mine: int) -> int:
+    def _and(self, mine: int) -> int:
         bits = np.array([mine], dtype=np.int64)
         self.group.comm.Allreduce(self.group.mpi.IN_PLACE, bits, self.group.mpi.BAND)
         return int(bits[0])
@@ -301,7 +283,7 @@ class DirectCollectives:
         if call.kind == "gather_objects":
             self.group.comm.allgather(None)
         elif call.kind == "ready":
-            self._agree_on_ready(_ALL_BITS)
+            self._and(EVERYTHING)
         elif call.kind == "all_reduce":
             zeros = torch.zeros(call.count, dtype=call.dtype)
             reduction = self._weighted(call, 0.0) if call.is_weighted else self._plain(call)

@@ -21,5 +21,5 @@ def join(device: int = -1) -> int:
     handle = begin_join(device)
     while direct.serve():
         pass
-    direct.optimizers.clear()  # they agree anew
+    direct.exchanges.clear_optimizers()  # they agree anew
     return end_join(handle)

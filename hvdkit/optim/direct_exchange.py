@@ -68,7 +68,7 @@ class DirectExchange:
         self._sums = None
         if isinstance(compression, BucketCompressor):
             self._sums = BucketSums(compression, self._buckets, residuals)
-        collectives.optimizers.add(agreed.number)
+        collectives.exchanges.add_optimizer(agreed.number)
         self._begin()
 
     def _begin(self) -> None:
@@ -86,7 +86,7 @@ class DirectExchange:
 
     def abandon(self) -> None:
         """Forget an exchange that was begun, when what was started is done."""
-        self._collectives.pending.pop(self._agreed.number, None)
+        self._collectives.exchanges.drop(self._agreed.number)
         for work in self._works:
             work.wait()
         self._begin()
@@ -98,7 +98,7 @@ class DirectExchange:
     def close(self) -> None:
         """Forget it for good."""
         self.abandon()
-        self._collectives.optimizers.discard(self._agreed.number)
+        self._collectives.exchanges.remove_optimizer(self._agreed.number)
 
     def gradient_is_ready(self, index: int, fires: int) -> None:
         """The gradient of parameter `index` was accumulated for the `fires`-th time in this backward."""
@@ -119,7 +119,7 @@ class DirectExchange:
         if self._overlaps:
             self._exchange(self._start)
         else:
-            self._collectives.pending[number] = lambda: self._exchange(_run_now)
+            self._collectives.exchanges.put(number, lambda: self._exchange(_run_now))
 
     def finish(self) -> bool:
         """Wait for all and put the aggregated gradients into `.grad`. Collective, after `send_rest()`.
@@ -127,7 +127,7 @@ class DirectExchange:
         Returns whether the plan still fits: a gradient that turned out sparse wants a place behind the buckets.
         """
         try:
-            self._collectives.do_pending(self._agreed.number)
+            self._collectives.exchanges.do(self._agreed.number)
             for work in self._works:
                 work.wait()
             assert self._results is not None
@@ -149,7 +149,7 @@ class DirectExchange:
     @property
     def _overlaps(self) -> bool:
         # Several optimizers may meet in a different order on each rank, which is settled at the end of backward.
-        is_alone = len(self._collectives.optimizers) == 1
+        is_alone = self._collectives.exchanges.has_one_optimizer
         return self._agreed.overlap is Overlap.ALWAYS or (self._agreed.overlap is Overlap.WHILE_ALONE and is_alone)
 
     # -- the fixed order

@@ -85,6 +85,8 @@ class Job:
         self.held_out = self.corpus.samples("validation", self.model.objective, config.context, config.seed)
         continues = config.resume is not None and config.out is None
         self.folder = together(world, self._folder_to_go_on_in) if continues else make_run_folder(world, config.out)
+        if self.resumed:
+            self._choose_as(self.resumed)
         self.aggregation = aggregate(make_optimizer(self.model, config), self.model, config)
         position = Position(*self._saved("position", (0, 0)))
         self.loop = Loop(world, config, self.model, self.aggregation, self.samples, self._saved("step", 0), position)
@@ -134,12 +136,15 @@ class Job:
 
     def save(self) -> Path:
         """Write a checkpoint of this moment and drop the oldest. Collective."""
+        from hvdkit.collectives import saved_choice
+
         position = self.loop.position
         state = {
             "step": self.loop.step,
             "position": (position.epoch, position.consumed),
             "optimizer": self.aggregation.state_dict(),
             "random": gather_random_state(self.world),
+            "collectives": saved_choice(self.world),
         }
         checkpoints = self.folder / "checkpoints"
         saved = save_checkpoint(self.world, checkpoints, self.loop.step, self._write_model, state)
@@ -164,6 +169,17 @@ class Job:
                 f"{tokenizer.vocab_size} and {self.config.context}; use --context {model.context} or less"
             )
         return model.to(self.world.device)
+
+    def _choose_as(self, checkpoint: Checkpoint) -> None:
+        """By the saved run's algorithms, which add up in the same order."""
+        from hvdkit.collectives import choose_as_saved, why_no_direct
+
+        world = self.world
+        by_engine = self.config.strategy == "horovod" or world.device.type != "cpu" or why_no_direct(world) is not None
+        if world.size == 1 or by_engine:
+            return
+        if not choose_as_saved(world, checkpoint.state.get("collectives")):
+            self.reporter.say("no saved choice of algorithms fits these ranks: they are chosen anew, by a probe")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state

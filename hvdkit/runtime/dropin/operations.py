@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from hvdkit.runtime.dropin import bfloat16 as bf16
+from hvdkit.runtime.dropin import engine_waits
 from hvdkit.runtime.engine import horovod
-from hvdkit.runtime.startup import current_world, name_of_unnamed
+from hvdkit.runtime.startup import name_of_unnamed
 
 _ops = horovod("horovod.torch.mpi_ops")
 
@@ -32,16 +33,19 @@ class _ContiguousGradient(torch.autograd.Function):
 
 
 def named(plain: Operation) -> Operation:
-    """`plain`, which gets a name where the user gives none."""
+    """`plain`, which gets a name where the user gives none, and whose kind and name the stall check learns."""
     signature = inspect.signature(plain)
+    kind, is_async = plain.__name__.rstrip("_").removesuffix("_async"), "_async" in plain.__name__
 
     @functools.wraps(plain)
     def operation(*args: Any, **kwargs: Any) -> Any:
         call = signature.bind(*args, **kwargs)
+        process_set = call.arguments.get("process_set", _ops.global_process_set)
         if call.arguments.get("name") is None:
-            process_set = call.arguments.get("process_set", _ops.global_process_set)
             call.arguments["name"] = name_of_unnamed(process_set.process_set_id)
-        return plain(*call.args, **call.kwargs)
+        ranks = tuple(process_set.ranks) if process_set.process_set_id else None
+        what = (kind, call.arguments["name"], ranks)
+        return engine_waits.noted(what, lambda: plain(*call.args, **call.kwargs), gives_handle=is_async)
 
     return operation
 
@@ -239,25 +243,8 @@ for _name in ("allreduce", "grouped_allreduce", "allgather", "grouped_allgather"
     setattr(_ops, _name, named(getattr(_ops, _name)))
 
 
-def _watched_between_nodes(plain: Operation) -> Operation:
-    """`plain`, the wait for an operation, with a stall check: there an engine at rest, unlike Horovod's, has none."""
-
-    @functools.wraps(plain)
-    def wait(handle: Any) -> Any:
-        world = current_world()
-        if world is None or world.cross_size == 1:
-            return plain(handle)
-        world.watch.begin("Horovod's engine", "wait", "horovod", 0)
-        try:
-            return plain(handle)
-        finally:
-            world.watch.end()
-
-    return wait
-
-
 # Horovod's blocking operations call it by its name too.
-_ops.synchronize = _watched_between_nodes(_ops.synchronize)
+_ops.synchronize = engine_waits.watched(_ops.synchronize)
 
 
 @functools.wraps(_ops.broadcast_async_)

@@ -5,6 +5,7 @@ told of each of those when it begins and ends, and answers to the same environme
 """
 
 from hvdkit.runtime.watch.collectives import Watch
+from hvdkit.runtime.watch.open_collective import Begun
 from hvdkit.runtime.watch.variables import ignored_variables, warn_of_ignored_variables
 
-__all__ = ["Watch", "ignored_variables", "warn_of_ignored_variables"]
+__all__ = ["Begun", "Watch", "ignored_variables", "warn_of_ignored_variables"]

@@ -7,7 +7,7 @@ from time import monotonic_ns, time_ns
 from typing import Any
 
 from hvdkit.runtime.engine import horovod
-from hvdkit.runtime.watch.open_collective import Open
+from hvdkit.runtime.watch.open_collective import Begun, Open
 from hvdkit.runtime.watch.stall import StallCheck, make_stall_check
 from hvdkit.runtime.watch.timeline import Timeline, open_timeline
 
@@ -32,12 +32,14 @@ class Watch:
         self._pid = os.getpid()
         self._count = 0
         self._open: dict[int, Open] = {}
+        self.begun: dict[Any, Begun] = {}
+        """By any key, what this rank has begun and does not wait for yet: the stall check does not miss it there."""
         self._timeline: Timeline | None = None
         # Where the monotonic clock has its zero; Horovod has just asked both clocks, and the system's may be set later.
         self._epoch_us = (time_ns() - monotonic_ns()) / 1000
         self._stall: StallCheck | None = None
         if comm is not None and size > 1:
-            self._stall = make_stall_check(self._open, mpi, comm.Dup())
+            self._stall = make_stall_check(self._open, self.begun, mpi, comm.Dup())
         self._records = rank == 0
 
     def begin(

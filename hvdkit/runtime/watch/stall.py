@@ -18,7 +18,7 @@ from hvdkit.errors import HvdkitError
 from hvdkit.runtime.failure import fail_job
 from hvdkit.runtime.watch.limits import StallLimits, stall_limits
 from hvdkit.runtime.watch.notes import Notes
-from hvdkit.runtime.watch.open_collective import Open, outermost
+from hvdkit.runtime.watch.open_collective import Begun, Open, outermost
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,9 @@ Place = tuple[str, str, str]
 """Kind, name and algorithm of a collective that a rank is in."""
 
 
-def make_stall_check(running: Mapping[int, Open], mpi: Any, comm: Any) -> "StallCheck | None":
+def make_stall_check(
+    running: Mapping[int, Open], begun: Mapping[Any, Begun], mpi: Any, comm: Any
+) -> "StallCheck | None":
     """The stall check over `comm`, which it keeps; None where it is switched off or MPI's threads do not allow it."""
     limits = stall_limits()
     if limits is None:
@@ -39,7 +41,7 @@ def make_stall_check(running: Mapping[int, Open], mpi: Any, comm: Any) -> "Stall
         if comm.Get_rank() == 0:
             _say_that_nothing_is_watched()
         return None
-    return StallCheck(running, Notes(mpi, comm), limits)
+    return StallCheck(running, begun, Notes(mpi, comm), limits)
 
 
 @functools.cache  # once in this process
@@ -48,10 +50,13 @@ def _say_that_nothing_is_watched() -> None:
 
 
 class StallCheck:
-    """Looks now and then at `running`, the collectives of this rank by thread, until `close`."""
+    """Looks now and then at `running`, the collectives of this rank by thread, and knows what it has `begun`, until
+    `close`."""
 
-    def __init__(self, running: Mapping[int, Open], notes: Notes, limits: StallLimits) -> None:
-        self._running, self._notes, self._limits = running, notes, limits
+    def __init__(
+        self, running: Mapping[int, Open], begun: Mapping[Any, Begun], notes: Notes, limits: StallLimits
+    ) -> None:
+        self._running, self._begun, self._notes, self._limits = running, begun, notes, limits
         self._wake_s = min(2.0, max(0.05, limits.warn_s / 10))
         self._answer_s = max(2.0, 3 * self._wake_s)
         self._waiting: Open | None = None
@@ -82,7 +87,7 @@ class StallCheck:
         places = [_place(one) for one in running[:_NOTE_LIMIT]]
         for sender, (kind, number, theirs) in self._notes.receive():
             if kind == "ask":
-                self._notes.send(sender, ("answer", number, places))
+                self._notes.send(sender, ("answer", number, self._begun_of(theirs) or places))
                 if self._waiting is not None and sender < self._notes.rank and _is_in(self._waiting, theirs):
                     self._asked_s = None
                     self._due_s = self._waited_s(self._waiting) + self._limits.warn_s
@@ -102,6 +107,11 @@ class StallCheck:
             self._answers = {}
             for rank in self._others(self._waiting):
                 self._notes.send(rank, ("ask", self._round, [_place(self._waiting)]))
+
+    def _begun_of(self, asked: list[Place]) -> list[Place]:
+        """Those of the `asked` places that this rank has begun, and so is not missed in."""
+        begun = {(kind, name[:_NAME_LIMIT]) for kind, name, _ in list(self._begun.values())}
+        return [place for place in asked if (place[0], place[1]) in begun]
 
     def _follow(self, oldest: Open | None) -> None:
         if oldest is not self._waiting:
