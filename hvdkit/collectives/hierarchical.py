@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from hvdkit.collectives.group import Group
+from hvdkit.collectives.levels import Levels
 from hvdkit.collectives.mpi_library import mpi_all_reduce
 from hvdkit.collectives.reduction import Reduction, rounds, starts_of
 from hvdkit.collectives.ring import ring_all_reduce
@@ -58,6 +59,7 @@ class Hierarchical:
         self._group = group
         self._outer = OUTER[outer]
         self._lanes = [_Lane(group) for _ in range(_DEPTH)]
+        self.levels = Levels(group, self._lanes[0].memory)
 
     def all_reduce(self, data: torch.Tensor, reduction: Reduction) -> None:
         """See `Algorithm`. Each node sends what `outer` sends, once per node and not per rank."""
