@@ -11,6 +11,7 @@ from hvdkit.collectives.direct import DirectCollectives
 from hvdkit.collectives.horovod_engine import HorovodEngine
 from hvdkit.collectives.interface import Collectives, Done, ReduceOp, Work
 from hvdkit.collectives.join import join
+from hvdkit.collectives.levels import Levels
 from hvdkit.collectives.naive import Naive
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "DirectCollectives",
     "Done",
     "HorovodEngine",
+    "Levels",
     "Naive",
     "ReduceOp",
     "Work",

@@ -9,6 +9,7 @@ import torch
 from hvdkit.collectives.group import Group
 from hvdkit.collectives.hierarchical import Hierarchical
 from hvdkit.collectives.horovod_engine import HorovodAlgorithm
+from hvdkit.collectives.levels import Levels
 from hvdkit.collectives.mpi_library import MpiLibrary
 from hvdkit.collectives.reduction import Reduction
 from hvdkit.collectives.ring import Ring
@@ -86,6 +87,12 @@ class Algorithms:
         """The method of algorithm `name` for `collective`."""
         method: Callable[..., None] = getattr(self._made[name], collective)
         return method
+
+    @property
+    def levels(self) -> Levels | None:
+        """The two levels of the group where nodes have several ranks."""
+        is_flat = max(map(len, self.group.members)) == 1
+        return None if is_flat or "hierarchical" not in self._made else self._made["hierarchical"].levels
 
     def all_reduce_many(self, name: str, tensors: Sequence[torch.Tensor], reduction: Reduction) -> None:
         """All-reduce `tensors` by algorithm `name`, together where it can."""

@@ -9,6 +9,8 @@ each byte out of a node:
   ring          2(p-1)/p    p ranks in order of nodes: one rank of each node sends to the next node
   tree          2 ceil(log2 N)   the whole message, at every level that crosses nodes, and back
 
+A reduce-scatter is half of that; so is an all-gather, whose n bytes are those of all ranks together.
+
 Source of the model: R. Thakur, R. Rabenseifner, W. Gropp, "Optimization of Collective Communication Operations in
 MPICH", IJHPCA 2005 (alpha-beta); here alpha and beta are measured per algorithm, since on one machine caches decide.
 """
@@ -139,14 +141,16 @@ class Parameters:
             raise ValueError(f"parameters of the cost model: {error!r} in what was saved") from error
 
 
-def wire_factor(algorithm: str, nodes: int, ranks: int) -> float:
-    """How many times its bytes an all-reduce sends out of the busiest node; 0 where there is one.
+def wire_factor(collective: str, algorithm: str, nodes: int, ranks: int) -> float:
+    """How many times the bytes of a message a collective sends out of the busiest node; 0 where there is one.
 
-    For algorithms that are not known, such as the library's, what none can do without: that of hierarchical.
+    For algorithms that are not known, such as the library's, what none can do without: that of hierarchical. 0 for
+    collectives with a root, of which the probe alone knows.
     """
-    if nodes == 1:
+    if nodes == 1 or collective in ("broadcast", "reduce"):
         return 0.0
-    return {
-        "ring": 2 * (ranks - 1) / ranks,
-        "tree": 2.0 * math.ceil(math.log2(nodes)),
-    }.get(algorithm, 2 * (nodes - 1) / nodes)
+    if algorithm == "tree":
+        return 2.0 * math.ceil(math.log2(nodes))
+    senders = ranks if algorithm == "ring" else nodes
+    half = (senders - 1) / senders
+    return {"all_reduce": 2 * half, "reduce_scatter": half, "all_gather": ranks * half}[collective]

@@ -17,6 +17,7 @@ from hvdkit.collectives.algorithms import Algorithms
 from hvdkit.collectives.checks import check_movable, check_reducible
 from hvdkit.collectives.group import Group
 from hvdkit.collectives.interface import Done, ReduceOp, Work
+from hvdkit.collectives.levels import Levels
 from hvdkit.collectives.meeting import Call, Meeting
 from hvdkit.collectives.plans import Plan, flat_of, movable_view, traits
 from hvdkit.collectives.queue import Queue, Started
@@ -27,6 +28,7 @@ from hvdkit.runtime.watch import Watch
 _MOST_PLANS = 4096
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def _in_order(method: F) -> F:
@@ -236,6 +238,22 @@ class DirectCollectives:
 
         self._meet(check, ("empty_shared", shape, dtype))
         return self.algorithms.empty_shared(shape, dtype)
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether `by_levels` can be called: several nodes with several ranks, no flat strategy asked for."""
+        return self.strategy in ("auto", "hierarchical") and self.algorithms.levels is not None
+
+    @_in_order
+    def by_levels(self, data: torch.Tensor, name: str, work: Callable[[Levels], T]) -> T:
+        """Do `work` with `data`, which makes the same calls of `Levels` on all ranks. Collective."""
+        self._meet(
+            lambda: Call("by_levels", "hierarchical", dtype=data.dtype, count=data.numel(), name=name),
+            ("by_levels", *traits(data), name),
+        )
+        levels = self.algorithms.levels
+        assert levels is not None, "has_levels says so"
+        return work(levels)
 
     # -- Collectives
 

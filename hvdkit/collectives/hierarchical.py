@@ -3,19 +3,22 @@
 Every carrying rank of a node owns a slice of each block: it adds the slice up over its node, reduces it with the ranks
 at its place on the other nodes, and leaves the result for its node. So all of a node's bytes cross the wire once for
 each neighbour instead of once per rank, and several blocks are under way, that the wire need not wait for memory.
+A reduce-scatter is a reduction to every rank of its part, an all-gather a broadcast of every rank's, in one pipeline.
 
 Source: the two-level schemes of M. Bayatpour et al., "Scalable Reduction Collectives with Data Partitioning-based
 Multi-Leader Design", SC 2017.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from hvdkit.collectives.group import Group
+from hvdkit.collectives.levels import Levels
 from hvdkit.collectives.mpi_library import mpi_all_reduce
-from hvdkit.collectives.reduction import Reduction
+from hvdkit.collectives.reduction import Reduction, rounds, starts_of
 from hvdkit.collectives.ring import ring_all_reduce
 from hvdkit.collectives.shared_memory import Block, SharedMemory
 from hvdkit.collectives.steps import Steps, drive_together
@@ -44,6 +47,9 @@ class _Lane:
             self.across.Free()
 
 
+BlockSteps = Callable[[_Lane, Block], Steps]
+
+
 class Hierarchical:
     """See the module; `outer` names the algorithm between nodes."""
 
@@ -53,6 +59,7 @@ class Hierarchical:
         self._group = group
         self._outer = OUTER[outer]
         self._lanes = [_Lane(group) for _ in range(_DEPTH)]
+        self.levels = Levels(group, self._lanes[0].memory)
 
     def all_reduce(self, data: torch.Tensor, reduction: Reduction) -> None:
         """See `Algorithm`. Each node sends what `outer` sends, once per node and not per rank."""
@@ -73,13 +80,51 @@ class Hierarchical:
             yield [lane.node.Ibarrier()]
             lane.memory.collect(block)
 
-        self._run(tensors, steps)
+        self._run((piece, steps) for data in tensors for piece in _pieces(data))
 
     def reduce(self, data: torch.Tensor, root: int, reduction: Reduction) -> None:
-        """See `Algorithm`."""
+        """See `Algorithm`. Each node sends its partial sums once."""
+        is_root, steps = self._group.index == root, self._reduce_to(root, reduction)
+        self._run((piece if is_root else piece.clone(), steps) for piece in _pieces(data))
+
+    def broadcast(self, data: torch.Tensor, root: int) -> None:
+        """See `Algorithm`. The root's node sends every byte once to each node below it in the tree."""
+        steps = self._broadcast_from(root)
+        self._run((piece, steps) for piece in _pieces(data))
+
+    def reduce_scatter(
+        self, data: torch.Tensor, out: torch.Tensor, counts: Sequence[int], reduction: Reduction
+    ) -> None:
+        """See `Algorithm`. Each node sends its partial sums of the other nodes' parts once."""
+        steps = [self._reduce_to(rank, reduction) for rank in range(self._group.size)]
+        starts = starts_of(counts)
+
+        def begin(rank: int, first: int, length: int) -> tuple[torch.Tensor, BlockSteps]:
+            source = data[starts[rank] + first :][:length]
+            is_mine = rank == self._group.index
+            return out[first : first + length].copy_(source) if is_mine else source.clone(), steps[rank]
+
+        self._run(itertools.starmap(begin, self._in_turns(counts, data.element_size())))
+
+    def all_gather(self, part: torch.Tensor, out: torch.Tensor, counts: Sequence[int]) -> None:
+        """See `Algorithm`. Every byte is sent once to each node but its own."""
+        steps = [self._broadcast_from(rank) for rank in range(self._group.size)]
+        starts = starts_of(counts)
+        out[starts[self._group.index] :][: part.numel()].copy_(part)
+        turns = self._in_turns(counts, part.element_size())
+        self._run((out[starts[rank] + first :][:length], steps[rank]) for rank, first, length in turns)
+
+    def _in_turns(self, counts: Sequence[int], itemsize: int) -> Iterator[tuple[int, int, int]]:
+        """Blocks of all ranks' parts, as rank, place in its part and length; nodes take turns, so no link waits."""
+        places = itertools.zip_longest(*self._group.members)
+        order = [rank for ranks in places for rank in ranks if rank is not None]
+        for first, lengths in rounds(counts, itemsize, BLOCK_BYTES):
+            yield from ((rank, first, lengths[rank]) for rank in order if lengths[rank])
+
+    def _reduce_to(self, root: int, reduction: Reduction) -> BlockSteps:
+        """Steps that reduce a block in place on `root`; what the other ranks pass is lost."""
         inner, plain = self._parts_of(reduction)
         node = self._node_of(root)
-        work = data if self._group.index == root else data.clone()
 
         def steps(lane: _Lane, block: Block) -> Steps:
             lane.memory.contribute(block, inner)
@@ -93,15 +138,14 @@ class Hierarchical:
             if self._group.index == root:
                 lane.memory.collect(block)
 
-        self._run([work], steps)
+        return steps
 
-    def broadcast(self, data: torch.Tensor, root: int) -> None:
-        """See `Algorithm`. The root's node sends every byte once to each node below it in the tree."""
+    def _broadcast_from(self, root: int) -> BlockSteps:
+        """Steps that put the block of `root` into everyone's."""
         node = self._node_of(root)
-        root_place = self._group.members[node].index(root)
+        is_root, root_place = self._group.index == root, self._group.members[node].index(root)
 
         def steps(lane: _Lane, block: Block) -> Steps:
-            is_root = self._group.index == root
             if is_root:
                 block.places.slots[root_place][: block.values.numel()].copy_(block.values)
             yield [lane.node.Ibarrier()]
@@ -114,18 +158,18 @@ class Hierarchical:
             if not is_root:
                 block.values.copy_(block.places.slots[place][: block.values.numel()])
 
-        self._run([data], steps)
+        return steps
 
-    def _run(self, tensors: Sequence[torch.Tensor], steps: Callable[[_Lane, Block], Steps]) -> None:
+    def _run(self, blocks: Iterable[tuple[torch.Tensor, BlockSteps]]) -> None:
+        """Do the steps of all blocks in the pipeline; every rank of a node has as many, of the same lengths."""
         owners = self._group.carriers
 
-        def begin(number: int, values: torch.Tensor) -> Steps:
+        def begin(number: int, values: torch.Tensor, steps: BlockSteps) -> Steps:
             lane = self._lanes[number % _DEPTH]
             (block,) = lane.memory.blocks(values, owners)
             return steps(lane, block)
 
-        pieces = [piece for data in tensors if data.numel() for piece in data.split(BLOCK_BYTES // data.element_size())]
-        drive_together(self._group.mpi, (begin(number, values) for number, values in enumerate(pieces)), _DEPTH)
+        drive_together(self._group.mpi, (begin(number, *block) for number, block in enumerate(blocks)), _DEPTH)
 
     def _parts_of(self, reduction: Reduction) -> tuple[Reduction, Reduction]:
         return reduction.over(self._group.members[self._group.node_number]), Reduction(reduction.op)
@@ -137,3 +181,8 @@ class Hierarchical:
         """Free windows and communicators. Collective."""
         for lane in self._lanes:
             lane.close()
+
+
+def _pieces(data: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Blocks of `data`; none where it is empty."""
+    return data.split(BLOCK_BYTES // data.element_size()) if data.numel() else ()

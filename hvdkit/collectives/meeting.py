@@ -18,8 +18,8 @@ import torch
 from hvdkit.collectives.reduction import MOVABLE
 from hvdkit.errors import CollectiveMismatchError
 
-KINDS = ("all_reduce", "all_reduce_many", "reduce_scatter", "all_gather", "broadcast", "reduce", "empty_shared",
-         "gather_objects", "ready", "mistake")  # fmt: skip
+KINDS = ("all_reduce", "all_reduce_many", "reduce_scatter", "all_gather", "broadcast", "reduce", "by_levels",
+         "empty_shared", "gather_objects", "ready", "mistake")  # fmt: skip
 _OPS = ("sum", "average", "min", "max", "product")
 _ABSENT = np.iinfo(np.int64).min + 1
 

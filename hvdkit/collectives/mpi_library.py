@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hvdkit.collectives.group import Group
-from hvdkit.collectives.reduction import Reduction, starts_of
+from hvdkit.collectives.reduction import Reduction, rounds, starts_of
 from hvdkit.collectives.steps import Steps
 from hvdkit.collectives.wide import as_bytes, in_wide_blocks, scaled
 from hvdkit.runtime.mpi import load_mpi
@@ -42,7 +42,7 @@ class MpiLibrary:
     ) -> None:
         """See `Algorithm`."""
         starts = starts_of(counts)
-        for first, block in _rounds(counts, data.element_size(), _BLOCK_BYTES // self._size):
+        for first, block in rounds(counts, data.element_size(), _BLOCK_BYTES // self._size):
             packed = [data[start + first :][:n] for start, n in zip(starts, block, strict=True)]
             work = scaled(torch.cat(packed), reduction.factor(self._index))
             result = torch.empty(block[self._index], dtype=work.dtype)
@@ -54,7 +54,7 @@ class MpiLibrary:
         """See `Algorithm`."""
         starts = starts_of(counts)
         itemsize, target = part.element_size(), as_bytes(out)
-        for first, block in _rounds(counts, itemsize, _BLOCK_BYTES):
+        for first, block in rounds(counts, itemsize, _BLOCK_BYTES):
             mine = part[first : first + block[self._index]]
             lengths = [n * itemsize for n in block]
             places = [(start + min(first, count)) * itemsize for start, count in zip(starts, counts, strict=True)]
@@ -79,12 +79,6 @@ class MpiLibrary:
             if is_root:
                 reduction.finish(work)
                 block.copy_(work)
-
-
-def _rounds(counts: Sequence[int], itemsize: int, block_bytes: int) -> list[tuple[int, list[int]]]:
-    """Cut parts of the lengths `counts` into rounds: where the round begins in each, and each part's length in it."""
-    step = max(1, block_bytes // itemsize)
-    return [(first, [max(0, min(step, count - first)) for count in counts]) for first in range(0, max(counts), step)]
 
 
 def mpi_all_reduce(comm: Any, data: torch.Tensor, reduction: Reduction, tag: int) -> Steps:

@@ -53,8 +53,10 @@ def probe(group: Group, algorithms: Algorithms, meeting: Meeting, budget_s: floa
             points[collective, name].append((nbytes, seconds))
     curves = {}
     for (collective, name), measured in points.items():
-        factor = wire_factor(name, len(group.members), group.size) if collective == "all_reduce" else 0.0
-        is_pipelined = factor > 0 and name == "hierarchical" and max(measured)[0] <= BLOCK_BYTES
+        factor = wire_factor(collective, name, len(group.members), group.size)
+        # Of the other collectives every rank's part is a block, so that what was probed was a pipeline.
+        is_one_block = collective == "all_reduce" and max(measured)[0] <= BLOCK_BYTES
+        is_pipelined = factor > 0 and name == "hierarchical" and is_one_block
         curves[collective, name] = Curve(_rising(measured), factor / bandwidth if bandwidth else 0.0, is_pipelined)
     took_s = time.perf_counter() - deadline + budget_s
     mine = Parameters(group.members, meeting_s, barrier_s, latency_s, bandwidth, curves, took_s)

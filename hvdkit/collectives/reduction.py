@@ -104,3 +104,9 @@ def starts_of(counts: Sequence[int]) -> list[int]:
         starts.append(start)
         start += count
     return starts
+
+
+def rounds(counts: Sequence[int], itemsize: int, block_bytes: int) -> list[tuple[int, list[int]]]:
+    """Cut parts of the lengths `counts` into rounds: where the round begins in each, and each part's length in it."""
+    step = max(1, block_bytes // itemsize)
+    return [(first, [max(0, min(step, count - first)) for count in counts]) for first in range(0, max(counts), step)]

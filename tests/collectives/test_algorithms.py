@@ -161,6 +161,32 @@ def test_long_messages_pass_through_several_blocks(world: World, algorithm: Any)
         assert_reduced(got, wanted + world.size - 1)
 
 
+@pytest.fixture(scope="module", params=["in turns", "last on its own"])
+def hierarchical(world: World, request: pytest.FixtureRequest) -> Iterator[Hierarchical]:
+    """On two nodes, whose ranks are not numbered one after another, or of which one has fewer carriers than ranks."""
+    if world.comm is None:
+        pytest.skip("hvdkit's own algorithms need MPI")
+    in_turns = request.param == "in turns"
+    group = Group(world.comm, [rank % 2 if in_turns else int(rank == world.size - 1) for rank in range(world.size)])
+    made = Hierarchical(group)
+    yield made
+    made.close()
+    group.close()
+
+
+def test_parts_of_several_blocks_on_nodes_in_any_order(world: World, hierarchical: Hierarchical) -> None:
+    """Parts of very different lengths, more blocks than lanes."""
+    counts = [(700_001, 0, 3, 1_000_000)[rank % 4] for rank in range(world.size)]
+    mine = slice(start := starts_of(counts)[world.rank], start + counts[world.rank])
+    brought = everyones(world, sum(counts), torch.float32)
+    got, reduction = torch.zeros(counts[world.rank]), reduction_for("average", world.size, torch.float32)
+    hierarchical.reduce_scatter(brought[world.rank], got, counts, reduction)
+    assert_reduced(got, reduce_in_order(brought, reduction)[mine])
+    gathered = torch.zeros(sum(counts))
+    hierarchical.all_gather(brought[0][mine].clone(), gathered, counts)
+    assert torch.equal(gathered, brought[0])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_bits_on_all_ranks_and_in_every_repetition(world: World, algorithm: Any, dtype: torch.dtype) -> None:
     results = []

@@ -65,22 +65,30 @@ def test_a_curve_goes_on_no_faster_than_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    "algorithm, nodes, ranks, factor",
+    "collective, algorithm, nodes, ranks, factor",
     [
-        ("hierarchical", 2, 4, 1.0),
-        ("hierarchical", 4, 16, 1.5),
-        ("ring", 2, 4, 1.5),
-        ("ring", 4, 8, 1.75),
-        ("tree", 2, 4, 2.0),
-        ("tree", 3, 3, 4.0),
-        ("tree", 8, 8, 6.0),
-        ("mpi", 4, 16, 1.5),
-        ("ring", 1, 4, 0.0),
-        ("mpi", 1, 4, 0.0),
+        ("all_reduce", "hierarchical", 2, 4, 1.0),
+        ("all_reduce", "hierarchical", 4, 16, 1.5),
+        ("all_reduce", "ring", 2, 4, 1.5),
+        ("all_reduce", "ring", 4, 8, 1.75),
+        ("all_reduce", "tree", 2, 4, 2.0),
+        ("all_reduce", "tree", 3, 3, 4.0),
+        ("all_reduce", "tree", 8, 8, 6.0),
+        ("all_reduce", "mpi", 4, 16, 1.5),
+        ("all_reduce", "ring", 1, 4, 0.0),
+        ("all_reduce", "mpi", 1, 4, 0.0),
+        ("reduce_scatter", "hierarchical", 2, 4, 0.5),
+        ("reduce_scatter", "ring", 2, 4, 0.75),
+        ("reduce_scatter", "mpi", 2, 4, 0.5),
+        ("all_gather", "hierarchical", 2, 4, 2.0),
+        ("all_gather", "ring", 2, 4, 3.0),
+        ("all_gather", "hierarchical", 4, 16, 12.0),
+        ("all_gather", "ring", 1, 4, 0.0),
+        ("broadcast", "tree", 2, 4, 0.0),
     ],
 )
-def test_wire_factor(algorithm: str, nodes: int, ranks: int, factor: float) -> None:
-    assert wire_factor(algorithm, nodes, ranks) == factor
+def test_wire_factor(collective: str, algorithm: str, nodes: int, ranks: int, factor: float) -> None:
+    assert wire_factor(collective, algorithm, nodes, ranks) == factor
 
 
 def test_two_nodes_with_a_slow_wire() -> None:
@@ -88,7 +96,7 @@ def test_two_nodes_with_a_slow_wire() -> None:
     per_byte = 1 / 100e6
     curves = {}
     for name, latency_s in {"mpi": 250e-6, "tree": 200e-6, "ring": 900e-6, "hierarchical": 500e-6}.items():
-        factor = 1.5 if name == "mpi" else wire_factor(name, 2, 4)
+        factor = 1.5 if name == "mpi" else wire_factor("all_reduce", name, 2, 4)
         wire_s = factor * per_byte
         curves[name] = Curve(((256, latency_s), (2**16, latency_s + 2**16 * wire_s)), wire_s)
     choice = choose_all(parameters(TWO_NODES, curves))
