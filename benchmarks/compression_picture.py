@@ -29,7 +29,8 @@ def draw(title: str, records: Sequence[dict[str, Any]], path: Path) -> None:
         curves.plot(*_points(item["loss"]), label=item["name"], **plain)
         differences.plot(*_points(item["difference_percent"]), label=item["name"], markersize=4, **style)
     curves.set(xlabel="step", ylabel="training loss, nats/byte", title="training loss")
-    differences.set(xlabel="step", ylabel="difference from none, %", title="validation loss: lower is better")
+    differences.set(xlabel="step", ylabel="difference from none, %")
+    differences.set_title("validation loss (last point: on all held-out text)")
     for axis in (curves, differences):
         axis.set_xlim(0, None)
         axis.grid(alpha=0.3)
