@@ -48,6 +48,7 @@ help:
 	@echo "                      bench-reducescatter"
 	@echo "make bench-step       a training step beside Horovod's and DDP's (bench-train: the main job's;"
 	@echo "                      bench-hosts: between two hosts; bench-straggler: one rank slower; bench-scaling: 1 to 8)"
+	@echo "make bench-compression  what compressed gradients cost in loss and save in bytes"
 	@echo "make clean            remove $(VENV) and build products"
 
 setup: $(VENV)/.horovod-built

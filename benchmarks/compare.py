@@ -4,11 +4,11 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.collective import bytes_to_move
-from benchmarks.job import aligned, print_record, print_table
+from benchmarks.job import markdown, print_record, print_table, replacing
 from benchmarks.machine import describe_machine
 from benchmarks.peers import KIB, MIB, peer_jobs
 from benchmarks.rounds import run_rounds
@@ -60,9 +60,9 @@ def _run(collective: str, ranks_of_runs: Sequence[int], sizes: Sequence[int], ro
         print(f"{collective} of float32 on {ranks} ranks\n\n{_remarks(summaries[-1])}\n")
         for title, header, rows in tables(summaries[-1]):
             print_table(title, header, rows)
-    with _replacing(out / f"{collective}.md") as path:
+    with replacing(out / f"{collective}.md") as path:
         path.write_text(_page(collective, summaries))
-    with contextlib.suppress(ImportError), _replacing(out / f"{collective}.png") as path:
+    with contextlib.suppress(ImportError), replacing(out / f"{collective}.png") as path:
         from benchmarks.picture import draw
 
         draw(summaries, path)
@@ -162,22 +162,5 @@ def _page(collective: str, summaries: list[Summary]) -> str:
         counts = [result.rounds for result in summary.results] or [0]
         rounds = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{max(counts)}"
         parts.append(f"## {summary.outcome.ranks} ranks, {rounds} rounds per size\n\n{_remarks(summary)}\n")
-        parts += [f"{title}:\n\n{_markdown(header, rows)}\n" for title, header, rows in tables(summary)]
+        parts += [f"{title}:\n\n{markdown(header, rows)}\n" for title, header, rows in tables(summary)]
     return "\n".join(parts)
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table that is aligned as text too."""
-    lines = aligned([header, ["-:"] * len(header), *rows], " | ")
-    return "\n".join(f"| {line} |" for line in lines)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when it is whole."""
-    beside = path.with_name(f".{path.stem}.new{path.suffix}")
-    try:
-        yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -1,11 +1,12 @@
 """Starts the ranks of a benchmark, and prints what it measured: a table for people, one JSON line for programs."""
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -43,6 +44,23 @@ def aligned(rows: Sequence[Sequence[object]], between: str) -> list[str]:
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
     return [between.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+
+
+def markdown(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
+    """A table of Markdown that is aligned as text too."""
+    lines = aligned([header, ["-:"] * len(header), *rows], " | ")
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place when it is whole."""
+    beside = path.with_name(f".{path.stem}.new{path.suffix}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def print_record(

@@ -35,30 +35,38 @@ def run_job(
     """
     with tempfile.TemporaryDirectory() as folder:
         words = [str(word) for word in (*command, folder)]
-        job = subprocess.Popen(
-            words,
-            env=launch_environment(env),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        try:
-            printed, _ = job.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            printed = _end(job)
-            raise JobError(f"no end after {timeout_s:.0f} s: {' '.join(words)}\n{printed}") from None
-        except BaseException:
-            _end(job)
-            raise
+        status, printed = run_to_end(words, env=env, timeout_s=timeout_s)
         paths = [Path(folder) / f"{rank}.json" for rank in range(ranks)]
         missing = [path.stem for path in paths if not path.exists()]
-        if job.returncode or missing:
+        if status or missing:
             silent = f", nothing from ranks {', '.join(missing)}" if missing else ""
-            raise JobError(f"status {job.returncode}{silent}: {' '.join(words)}\n{printed}")
+            raise JobError(f"status {status}{silent}: {' '.join(words)}\n{printed}")
         return [json.loads(path.read_text()) for path in paths]
+
+
+def run_to_end(
+    words: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 600
+) -> tuple[int, str]:
+    """Run the command `words`; returns its status and all that it printed. Raises JobError after `timeout_s`."""
+    job = subprocess.Popen(
+        words,
+        env=launch_environment(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    try:
+        printed, _ = job.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        printed = _end(job)
+        raise JobError(f"no end after {timeout_s:.0f} s: {' '.join(words)}\n{printed}") from None
+    except BaseException:
+        _end(job)
+        raise
+    return job.returncode, printed
 
 
 def report(folder: Path, measured: Any) -> None:

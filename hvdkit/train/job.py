@@ -112,7 +112,11 @@ class Job:
             self.reporter.progress(progress.step, progress.advanced, loss, self.unit, progress.tokens_per_s)
             if metrics is not None:
                 metrics.write(
-                    progress.step, loss=loss, lr=progress.learning_rate, tokens_per_s=round(progress.tokens_per_s)
+                    progress.step,
+                    loss=loss,
+                    lr=progress.learning_rate,
+                    tokens_per_s=round(progress.tokens_per_s),
+                    bytes_per_step=progress.bytes_per_step,
                 )
 
         def after_step(step: int) -> None:

@@ -29,7 +29,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Progress:
-    """What the loop reports every `log_every` steps, equal on all ranks."""
+    """What the loop reports every `log_every` steps, equal on all ranks but for `bytes_per_step`."""
 
     step: int
     """Steps done."""
@@ -39,6 +39,8 @@ class Progress:
     """Mean over all targets since the last report, nats per token."""
     learning_rate: float
     tokens_per_s: float
+    bytes_per_step: float
+    """Bytes that this rank sent for gradients, mean since the last report."""
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Loop:
         """Train to the last step. Collective. `after_step(steps done)` evaluates and saves when it is time."""
         self.model.train()
         window, since, started = LossSum(), 0, time.perf_counter()
-        tokens = 0
+        tokens, sent = 0, self.aggregation.cost()[0]
         while self.step < self.config.steps:
             rate = self._set_learning_rate()
             window_part, step_tokens = self._one_step()
@@ -81,8 +83,9 @@ class Loop:
             if self.step % self.config.log_every == 0 or self.step == self.config.steps:
                 together = over_ranks(self.world, window)
                 speed = tokens / (time.perf_counter() - started)
-                report(Progress(self.step, since, together.mean(), rate, speed))
-                window, since, tokens, started = LossSum(), 0, 0, time.perf_counter()
+                sent_by_now = self.aggregation.cost()[0]
+                report(Progress(self.step, since, together.mean(), rate, speed, (sent_by_now - sent) / since))
+                window, since, tokens, sent, started = LossSum(), 0, 0, sent_by_now, time.perf_counter()
             paused = time.perf_counter()
             after_step(self.step)
             started += time.perf_counter() - paused  # evaluation and saving are not training time
