@@ -6,7 +6,7 @@ import torch
 
 from hvdkit.collectives import Collectives
 from hvdkit.optim.buckets import Bucket
-from hvdkit.optim.compression import BucketCompressor, ParameterState
+from hvdkit.optim.compression import BucketCompressor, ParameterState, SumsEach
 
 Residuals = dict[int, ParameterState]
 """By the index of the parameter; survives a new plan of buckets."""
@@ -24,6 +24,18 @@ class BucketSums:
     def sum_(self, number: int, flat: torch.Tensor, name: str, collectives: Collectives) -> float:
         """Sum bucket `number`'s `flat` over ranks, in place; returns the bytes that this rank sent. Collective."""
         return self._states[number].sum_(flat, name, collectives)
+
+    def takes_parts(self, number: int) -> bool:
+        """Whether bucket `number` can be summed by `sum_parts_`."""
+        return isinstance(self._states[number], SumsEach)
+
+    def sum_parts_(
+        self, number: int, parts: Sequence[torch.Tensor], factor: float, name: str, collectives: Collectives
+    ) -> float:
+        """Sum the gradients of bucket `number` times `factor`, each (n,), where they lie; see `sum_`. Collective."""
+        state = self._states[number]
+        assert isinstance(state, SumsEach)
+        return state.sum_each_(parts, factor, name, collectives)
 
     def residuals(self) -> Residuals:
         """What to go on from, sharing memory with the state."""

@@ -205,14 +205,11 @@ class DirectExchange:
         """Reduce `gradients`, whose entries become the results."""
         bucket = self._buckets[number]
         if self._in_place[number]:
-            for place, index in enumerate(bucket.indices):
-                gradient = gradients[place]
-                if gradient is None:
-                    gradients[place] = torch.zeros_like(self._parameters[index])
-                elif gradient.is_sparse:
-                    gradients[place] = gradient.to_dense()
-            dense = [gradient for gradient in gradients if gradient is not None]
-            self._all_reduce([torch.view_as_real(one) if one.is_complex() else one for one in dense], name)
+            self._all_reduce(self._dense(bucket, gradients), name)
+            return
+        if self._sums is not None and self._sums.takes_parts(number):
+            parts = [dense.view(-1) for dense in self._dense(bucket, gradients, is_contiguous=True)]
+            self._statistics.bytes_sent += self._sums.sum_parts_(number, parts, self._share, name, self._collectives)
             return
         if self._sums is not None:
             bucket.fill(gradients, self._share)
@@ -225,6 +222,19 @@ class DirectExchange:
             if gradient is None or gradient.is_sparse:
                 gradients[place] = gradient = torch.empty_like(self._parameters[index])
             gradient.copy_(view)
+
+    def _dense(self, bucket: Bucket, gradients: Gradients, *, is_contiguous: bool = False) -> list[torch.Tensor]:
+        """Make all `gradients` dense tensors, zeros where there is none; returns them as real ones."""
+        found = []
+        for place, index in enumerate(bucket.indices):
+            gradient = gradients[place]
+            if gradient is None:
+                gradient = torch.zeros_like(self._parameters[index], memory_format=torch.contiguous_format)
+            elif gradient.is_sparse:
+                gradient = gradient.to_dense()
+            gradients[place] = gradient = gradient.contiguous() if is_contiguous else gradient
+            found.append(torch.view_as_real(gradient) if gradient.is_complex() else gradient)
+        return found
 
     def _reduce_packed(self, bucket: Bucket, name: str) -> None:
         whole = bucket.views[0] if len(bucket.views) == 1 and not bucket.dtype.is_complex else bucket.flat

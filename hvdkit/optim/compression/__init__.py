@@ -7,7 +7,7 @@ way and keep what they did not send for the next step.
 
 from hvdkit.optim.compression.elementwise import BF16Compressor, Compressor, FP16Compressor, NoneCompressor
 from hvdkit.optim.compression.int8 import Int8
-from hvdkit.optim.compression.interface import BucketCompression, BucketCompressor, ParameterState
+from hvdkit.optim.compression.interface import BucketCompression, BucketCompressor, ParameterState, SumsEach
 from hvdkit.optim.compression.powersgd import PowerSGD
 from hvdkit.optim.compression.registry import (
     Compression,
@@ -30,6 +30,7 @@ __all__ = [
     "Int8",
     "NoneCompressor",
     "ParameterState",
+    "SumsEach",
     "PowerSGD",
     "TopK",
     "average_errors",

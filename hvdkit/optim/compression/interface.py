@@ -41,6 +41,14 @@ class BucketCompression(Protocol):
 
 
 @runtime_checkable
+class SumsEach(Protocol):
+    """A `BucketCompression` for which parameters need not lie one after another: no copies into a flat tensor."""
+
+    def sum_each_(self, parts: Sequence[torch.Tensor], factor: float, name: str, collectives: Collectives) -> float:
+        """What `sum_` does with the `parts` of `flat`, each (n,) contiguous, times `factor`; each in place."""
+
+
+@runtime_checkable
 class BucketCompressor(Protocol):
     """A kind of compression with its options: a frozen dataclass, made without arguments by default."""
 

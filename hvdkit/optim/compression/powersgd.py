@@ -74,49 +74,55 @@ class PowerSGDCompression:
 
     @torch.no_grad()
     def sum_(self, flat: torch.Tensor, name: str, collectives: Collectives) -> float:
-        """See `BucketCompression`. One all-reduce of all P and the parameters that are not factored, one of all Q."""
+        """See `BucketCompression`."""
         check_flat(flat, sum(self._counts), self._dtype)
-        if not flat.numel():
-            return 0.0
-        wide = flat.to(self._working)
-        parts = list(zip(wide.split(self._counts), self._is_factored, strict=True))
-        exact = [part for part, is_factored in parts if not is_factored]
-        factored = [part for part, is_factored in parts if is_factored]
-        matrices = [part.view(shape) for part, shape in zip(factored, self._shapes, strict=True)]
-        for matrix, error in zip(matrices, self._errors, strict=True):
-            matrix.add_(error)
+        return self.sum_each_(flat.split(self._counts), 1.0, name, collectives) if flat.numel() else 0.0
 
+    @torch.no_grad()
+    def sum_each_(self, parts: Sequence[torch.Tensor], factor: float, name: str, collectives: Collectives) -> float:
+        """See `SumsEach`. One all-reduce of all P and the parameters that are not factored, one of all Q."""
+        wide = [part.to(self._working) for part in parts]
+        exact = [part for part, is_factored in zip(wide, self._is_factored, strict=True) if not is_factored]
+        factored = [part for part, is_factored in zip(wide, self._is_factored, strict=True) if is_factored]
+        matrices = [part.view(shape) for part, shape in zip(factored, self._shapes, strict=True)]
         starts = [_refilled(start) for start in orthonormal(self._starts)]
-        left = [torch.mm(start, matrix.t()).view(-1) for matrix, start in zip(matrices, starts, strict=True)]
-        first, sent = all_reduce(torch.cat([*exact, *left]), f"{name}.p", collectives)
-        if not bool(torch.isfinite(first).all()):  # the same on every rank, so all leave
-            flat.fill_(float("nan"))
-            return sent
-        summed = first.split([part.numel() for part in (*exact, *left)])
-        for part, result in zip(exact, summed[: len(exact)], strict=True):
-            part.copy_(result)
-        if matrices:
-            left = [part.view(self._rank, -1) for part in summed[len(exact) :]]
-            more, is_finite = self._replace(matrices, orthonormal(left), name, collectives)
-            sent += more
+        left = []
+        for matrix, error, start in zip(matrices, self._errors, starts, strict=True):
+            torch.add(error, matrix, alpha=factor, out=matrix)
+            left.append(torch.mm(start, matrix.t()).view(-1))  # while the matrix is in cache
+        scaled = [part * factor for part in exact] if factor != 1.0 else exact
+        first, sent = all_reduce(torch.cat([*scaled, *left]), f"{name}.p", collectives)
+        is_finite = bool(torch.isfinite(first).all())  # the same on every rank, so all leave
+        if is_finite:
+            summed = first.split([part.numel() for part in (*exact, *left)])
+            for part, result in zip(exact, summed[: len(exact)], strict=True):
+                part.copy_(result)
+            if matrices:
+                left = [part.view(self._rank, -1) for part in summed[len(exact) :]]
+                more, is_finite = self._replace(matrices, orthonormal(left), name, collectives)
+                sent += more
+        for part, result in zip(parts, wide, strict=True):
             if not is_finite:
-                wide.fill_(float("nan"))
-        if wide is not flat:
-            flat.copy_(wide)
+                part.fill_(float("nan"))
+            elif part is not result:
+                part.copy_(result)
         return sent
 
     def _replace(
         self, matrices: list[torch.Tensor], left: list[torch.Tensor], name: str, collectives: Collectives
     ) -> tuple[float, bool]:
         """Put P Q^T in place of each matrix and keep the rest; returns bytes sent and whether all was finite."""
-        mine = torch.cat([torch.mm(p, matrix).view(-1) for matrix, p in zip(matrices, left, strict=True)])
-        second, sent = all_reduce(mine.clone(), f"{name}.q", collectives)
-        if not bool(torch.isfinite(second).all()):
+        mine = []
+        for matrix, p, error in zip(matrices, left, self._errors, strict=True):
+            mine.append(torch.mm(p, matrix))
+            torch.addmm(matrix, p.t(), mine[-1], alpha=-1, out=error)
+        second, sent = all_reduce(torch.cat([q.view(-1) for q in mine]), f"{name}.q", collectives)
+        if not bool(torch.isfinite(second).all()):  # finite gradients whose sum is not: what is too large is lost
+            for error in self._errors:
+                error.nan_to_num_(0.0, 0.0, 0.0)
             return sent, False
-        counts = [columns * self._rank for _, columns in self._shapes]
-        rows = zip(matrices, left, mine.split(counts), second.split(counts), self._errors, self._starts, strict=True)
-        for matrix, p, my_q, q, error, start in rows:
-            torch.addmm(matrix, p.t(), my_q.view_as(start), alpha=-1, out=error)
+        found = second.split([columns * self._rank for _, columns in self._shapes])
+        for matrix, p, q, start in zip(matrices, left, found, self._starts, strict=True):
             start.copy_(q.view_as(start))
             torch.mm(p.t(), start, out=matrix)
         return sent, True
