@@ -60,7 +60,7 @@ def serve(comm: Any, contenders: Mapping[str, Prepare], note: Note = lambda cont
 class Session:
     """Keeps the buffers and the prepared call of one message size, since the next command is mostly about the same."""
 
-    def __init__(self, comm: Any, contenders: Mapping[str, Prepare], note: Note, zeros: Zeros) -> None:
+    def __init__(self, comm: Any, contenders: Mapping[str, Prepare], note: Note, zeros: Zeros = torch.zeros) -> None:
         self._zeros = zeros
         self._comm = comm
         self._note = note
