@@ -5,6 +5,8 @@ import json
 import re
 import sys
 
+import torch
+
 from hvdkit.collectives.algorithms import COLLECTIVES, NAMES
 from hvdkit.collectives.choice import Choice
 from hvdkit.collectives.connect import direct_collectives, why_no_direct
@@ -27,6 +29,7 @@ def main(argv: list[str] | None = None) -> int:
             if world.is_root:
                 print(json.dumps({"ranks": world.size, "problem": problem}) if options.json else problem)
             return 0 if world.size == 1 else 1
+        torch.set_num_threads(world.threads)
         report = _report(direct_collectives(world), options)
         if world.is_root:
             print(json.dumps(report.as_json()) if options.json else report.as_text())

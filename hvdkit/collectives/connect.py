@@ -10,6 +10,7 @@ from hvdkit.collectives.group import Group
 from hvdkit.collectives.horovod_engine import HorovodAlgorithm, HorovodEngine
 from hvdkit.collectives.meeting import Meeting
 from hvdkit.collectives.probe import offered, probe
+from hvdkit.collectives.threads import limit_threads, restore_threads
 from hvdkit.runtime.mpi import load_mpi
 from hvdkit.runtime.watch import warn_of_ignored_variables
 from hvdkit.runtime.world import World
@@ -79,7 +80,9 @@ def _fitting(direct: DirectCollectives, saved: dict[str, Any] | None) -> Paramet
 
 def _choose_by_probe(direct: DirectCollectives) -> None:
     if direct.size > 1:
+        asked = limit_threads(direct.threads)
         direct.algorithms.choose = choose_all(probe(direct.group, direct.algorithms, direct.meeting))
+        restore_threads(asked)
 
 
 def _make(world: World, process_set: Any) -> DirectCollectives:
@@ -95,4 +98,4 @@ def _make(world: World, process_set: Any) -> DirectCollectives:
     warn_of_ignored_variables(world.rank)
     algorithms = Algorithms(group, HorovodAlgorithm(HorovodEngine(world, process_set)))
     meeting = Meeting(group.mpi, group.comm, STRATEGIES)
-    return DirectCollectives(group, algorithms, meeting, world.watch)
+    return DirectCollectives(group, algorithms, meeting, world.watch, threads=world.threads)

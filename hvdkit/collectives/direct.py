@@ -23,6 +23,7 @@ from hvdkit.collectives.plans import Plan, flat_of, movable_view, traits
 from hvdkit.collectives.queue import Queue, Started
 from hvdkit.collectives.ready import EVERYTHING, ReadyExchanges
 from hvdkit.collectives.reduction import REDUCIBLE, Reduction, reduction_for
+from hvdkit.collectives.threads import limit_threads, restore_threads
 from hvdkit.runtime.watch import Watch
 
 _MOST_PLANS = 4096
@@ -38,31 +39,47 @@ def _in_order(method: F) -> F:
     def call(self: "DirectCollectives", *args: Any, **kwargs: Any) -> Any:
         if self._queue.is_elsewhere:
             return self._queue.start(lambda: call(self, *args, **kwargs)).result()
+        asked = limit_threads(self.threads)
         try:
             return method(self, *args, **kwargs)
         finally:
+            restore_threads(asked)
             self._end()
 
     return cast(F, call)
 
 
 class DirectCollectives:
-    """Collectives over `group`. `strategy` is what calls use that name none: an algorithm or "auto"."""
+    """Collectives over `group`.
+
+    `strategy` is what calls use that name none: an algorithm or "auto"; `threads` what torch may use in a call: this
+    rank's share of the cores.
+    """
 
     def __init__(
-        self, group: Group, algorithms: Algorithms, meeting: Meeting, watch: Watch, strategy: str = "auto"
+        self,
+        group: Group,
+        algorithms: Algorithms,
+        meeting: Meeting,
+        watch: Watch,
+        *,
+        strategy: str = "auto",
+        threads: int = 1,
     ) -> None:
         self.group, self.algorithms, self.meeting, self.watch = group, algorithms, meeting, watch
         self._is_watched = False
         self.strategy = strategy
         self.size, self.index = group.size, group.index
+        self.threads = threads
         self.exchanges = ReadyExchanges(self._common_bits, meeting.explain)
         self._queue = Queue()
         self._plans: dict[tuple[Any, ...], Plan] = {}
 
     def with_strategy(self, strategy: str) -> "DirectCollectives":
         """The same, with another strategy for calls that name none."""
-        other = DirectCollectives(self.group, self.algorithms, self.meeting, self.watch, strategy)
+        other = DirectCollectives(
+            self.group, self.algorithms, self.meeting, self.watch, strategy=strategy, threads=self.threads
+        )
         other.exchanges, other._queue = self.exchanges, self._queue
         return other
 

@@ -9,7 +9,7 @@ that all ranks choose alike.
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,12 @@ _SETTLING_SHARE = 0.1
 _MOST_REPEATS = 15
 _WIRE_BYTES = 128 * 1024
 
-Calls = dict[str, Callable[[], None]]
+
+class Calls(NamedTuple):
+    """Calls by the names of their algorithms, and the tensor that they reduce or send."""
+
+    data: torch.Tensor
+    by_name: dict[str, Callable[[], None]]
 
 
 def probe(group: Group, algorithms: Algorithms, meeting: Meeting, budget_s: float = _BUDGET_S) -> Parameters:
@@ -98,7 +103,7 @@ def _fastest(group: Group, calls: Calls, share_s: float) -> dict[str, float]:
     turns = [_one_turn(group, calls)]
     while group.comm.bcast(len(turns) < _MOST_REPEATS and time.perf_counter() < deadline):
         turns.append(_one_turn(group, calls))
-    return dict(zip(calls, _mean_of_ranks(group, turns).min(axis=0).tolist(), strict=True))
+    return dict(zip(calls.by_name, _mean_of_ranks(group, turns).min(axis=0).tolist(), strict=True))
 
 
 def make_calls(
@@ -130,7 +135,7 @@ def make_calls(
 
         return call
 
-    return {name: make(algorithms.method(collective, name)) for name in names}
+    return Calls(data, {name: make(algorithms.method(collective, name)) for name in names})
 
 
 def time_in_turns(group: Group, calls: Calls, repeats: int) -> dict[str, float]:
@@ -139,13 +144,18 @@ def time_in_turns(group: Group, calls: Calls, repeats: int) -> dict[str, float]:
     The calls take turns, and a barrier precedes each.
     """
     times = _mean_of_ranks(group, [_one_turn(group, calls) for _ in range(repeats)])
-    return dict(zip(calls, np.median(times, axis=0).tolist(), strict=True))
+    return dict(zip(calls.by_name, np.median(times, axis=0).tolist(), strict=True))
 
 
 def _one_turn(group: Group, calls: Calls) -> list[float]:
-    """This rank's seconds for each call."""
+    """This rank's seconds for each call.
+
+    Before each the rank writes its tensor anew, as a backward pass does: otherwise one algorithm would pay for cache
+    lines that another one left with the other ranks.
+    """
     seconds = []
-    for call in calls.values():
+    for call in calls.by_name.values():
+        calls.data.zero_()
         group.comm.Barrier()
         start = time.perf_counter()
         call()
@@ -161,7 +171,8 @@ def _mean_of_ranks(group: Group, turns: list[list[float]]) -> Any:
 
 def _seconds(group: Group, call: Callable[[], None], repeats: int) -> float:
     call()
-    return float(_mean_of_ranks(group, [_one_turn(group, {"": call}) for _ in range(repeats)]).min())
+    calls = Calls(torch.zeros(1), {"": call})
+    return float(_mean_of_ranks(group, [_one_turn(group, calls) for _ in range(repeats)]).min())
 
 
 def _probe_wire(group: Group) -> tuple[float, float]:
