@@ -1,4 +1,4 @@
-"""A script that leaves torch all cores loses none of its threads, and collectives take no more than the rank's share."""
+"""Collectives take no more threads than the rank's share, and leave a script that wants more its own."""
 
 from collections.abc import Iterator
 

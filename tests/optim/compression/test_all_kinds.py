@@ -50,9 +50,7 @@ def test_nothing_is_lost(world: World, kind: str, dtype: torch.dtype, compressor
     # Rounding of the result to its dtype is lost, as without compression; the rest is float32 at least. Horovod's
     # own sums are as exact.
     tolerance = 20 * max(3, world.size) * (torch.finfo(dtype).eps if dtype != torch.float64 else 1e-11)
-    torch.testing.assert_close(
-        received + total_error(world, state), wanted, rtol=0, atol=20 * max(3, world.size) * unit
-    )
+    torch.testing.assert_close(received + total_error(world, state), wanted, rtol=0, atol=tolerance)
 
 
 @every_compressor
