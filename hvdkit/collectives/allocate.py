@@ -11,7 +11,7 @@ def empty_shared(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tenso
 
     Each rank gets a tensor of its own, of the same `shape` (rows, ...) and `dtype`, to use like any other. When all
     ranks pass the same part of it to a call with `strategy="shared_memory"` (or "auto", which takes that for long
-    tensors), values go from rank to rank without copies: an all-reduce then takes half to two thirds of the time.
+    tensors), values go from rank to rank without copies: an all-reduce then takes half to three quarters of the time.
 
     It is an ordinary tensor where hvdkit's own algorithms cannot work (Gloo launches), the job has several nodes, or
     the node's shared memory has no room, of which rank 0 warns. The memory is freed with the last tensor that uses it.

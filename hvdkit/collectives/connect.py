@@ -73,7 +73,7 @@ def _fitting(direct: DirectCollectives, saved: dict[str, Any] | None) -> Paramet
     """The parameters that `saved` holds, if they hold for `direct`."""
     try:
         parameters = Parameters.from_json(saved or {})
-    except ValueError:  # nothing was probed, or by another hvdkit
+    except (AttributeError, ValueError):  # nothing was probed, or by another hvdkit
         return None
     return parameters if parameters.fits(direct.group.members, offered(direct.algorithms)) else None
 
@@ -81,8 +81,10 @@ def _fitting(direct: DirectCollectives, saved: dict[str, Any] | None) -> Paramet
 def _choose_by_probe(direct: DirectCollectives) -> None:
     if direct.size > 1:
         asked = limit_threads(direct.threads)
-        direct.algorithms.choose = choose_all(probe(direct.group, direct.algorithms, direct.meeting))
-        restore_threads(asked)
+        try:
+            direct.algorithms.choose = choose_all(probe(direct.group, direct.algorithms, direct.meeting))
+        finally:
+            restore_threads(asked)
 
 
 def _make(world: World, process_set: Any) -> DirectCollectives:

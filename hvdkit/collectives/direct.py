@@ -32,6 +32,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
+_SERVED = ("all_reduce", "all_reduce_many", "all_gather", "gather_objects", "ready")
+"""What ranks that have called `join()` take part in."""
+
+
+def _cannot_go_on(call: Call) -> ValueError:
+    """What all ranks raise, the same."""
+    return ValueError(f"{call.kind} cannot go on after a rank has called join()")
+
+
 def _in_order(method: F) -> F:
     """`method`, run after all calls that were made before it."""
 
@@ -318,7 +327,8 @@ class DirectCollectives:
         if call.kind == "gather_objects":
             self.group.comm.allgather(None)
         elif call.kind == "ready":
-            self._and(EVERYTHING)
+            if not self._and(EVERYTHING):
+                self.meeting.explain("nothing (it has called join())")
         elif call.kind == "all_reduce":
             zeros = torch.zeros(call.count, dtype=call.dtype)
             reduction = self._weighted(call, 0.0) if call.is_weighted else self._plain(call)
@@ -330,7 +340,7 @@ class DirectCollectives:
         elif call.kind == "all_gather":
             self._gather_rows(torch.zeros(0, call.count, dtype=call.dtype), call.algorithm)
         elif call.kind != "mistake":  # of the others, who raise their errors and go on
-            raise ValueError(f"{call.kind} cannot go on after a rank has called join()")
+            raise _cannot_go_on(call)
         return True
 
     # -- what calls have in common
@@ -361,7 +371,9 @@ class DirectCollectives:
                 self._plans.clear()
             self._plans[key] = plan
         self._begin(plan.call)
-        self.meeting.meet(plan.call)
+        has_joined = self.meeting.meet(plan.call)
+        if has_joined and plan.call.kind not in _SERVED:
+            raise _cannot_go_on(plan.call)
         return plan
 
     def _prepare(self, call: Call) -> "Plan":

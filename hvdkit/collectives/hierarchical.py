@@ -23,6 +23,7 @@ from hvdkit.collectives.ring import ring_all_reduce
 from hvdkit.collectives.shared_memory import Block, SharedMemory
 from hvdkit.collectives.steps import Steps, drive_together
 from hvdkit.collectives.tree import tree_all_reduce, tree_broadcast, tree_reduce
+from hvdkit.collectives.window import NoRoomError
 
 _DEPTH = 8
 BLOCK_BYTES = 512 * 2**10
@@ -35,8 +36,8 @@ OUTER: dict[str, Outer] = {"ring": ring_all_reduce, "tree": tree_all_reduce, "mp
 class _Lane:
     """What one block under way has for itself: slots, and communicators, whose calls no other block mixes with."""
 
-    def __init__(self, group: Group) -> None:
-        self.memory = SharedMemory(group, BLOCK_BYTES)
+    def __init__(self, group: Group, memory: SharedMemory) -> None:
+        self.memory = memory
         self.node = group.node.Dup()
         self.across = None if group.across is None else group.across.Dup()
 
@@ -58,7 +59,7 @@ class Hierarchical:
     def __init__(self, group: Group, outer: str = "ring") -> None:
         self._group = group
         self._outer = OUTER[outer]
-        self._lanes = [_Lane(group) for _ in range(_DEPTH)]
+        self._lanes = [_Lane(group, memory) for memory in _memories(group)]
         self.levels = Levels(group, self._lanes[0].memory)
 
     def all_reduce(self, data: torch.Tensor, reduction: Reduction) -> None:
@@ -181,6 +182,23 @@ class Hierarchical:
         """Free windows and communicators. Collective."""
         for lane in self._lanes:
             lane.close()
+
+
+def _memories(group: Group) -> list[SharedMemory]:
+    """The lanes' shared memory. Collective; raises NoRoomError on all ranks if any node has no room."""
+    made: list[SharedMemory] = []
+    problem = None
+    try:
+        for _ in range(_DEPTH):
+            made.append(SharedMemory(group, BLOCK_BYTES))
+    except NoRoomError as error:
+        problem = str(error)
+    problems = [text for text in group.comm.allgather(problem) if text]
+    if problems:
+        for memory in made:
+            memory.close()
+        raise NoRoomError(problems[0])
+    return made
 
 
 def _pieces(data: torch.Tensor) -> tuple[torch.Tensor, ...]:

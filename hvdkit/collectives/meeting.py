@@ -1,6 +1,6 @@
 """Before ranks do a collective they compare what each of them is about to do.
 
-Every direct collective begins with one all-reduce of six numbers, always the same call on the same communicator, so
+Every direct collective begins with one all-reduce of seven numbers, always the same call on the same communicator, so
 that ranks which want different things meet there, learn it together, and raise an error that names what each rank
 asked, instead of hanging or mixing their data. It costs one small message (`hvdkit collectives` prints how long).
 
@@ -39,7 +39,7 @@ class Call:
     name: str = ""
     shape: tuple[int, ...] = ()
     numbers: npt.NDArray[np.int64] | None = None
-    """What the meeting compares, made at the first one: `encode()`, and its negatives, in turns."""
+    """What the meeting compares, made at the first one: `encode()`, and its negatives, in turns, and a 0."""
 
     def encode(self, algorithms: tuple[str, ...]) -> tuple[int, int, int]:
         """Three numbers from which `decode` makes all but name and shape."""
@@ -79,23 +79,26 @@ class Meeting:
 
     def __init__(self, mpi: Any, comm: Any, algorithms: tuple[str, ...]) -> None:
         self._comm, self._algorithms = comm, algorithms
-        self._numbers = np.zeros(6, dtype=np.int64)
+        self._numbers = np.zeros(7, dtype=np.int64)
         self._max, self._in_place = mpi.MAX, mpi.IN_PLACE
 
-    def meet(self, call: Call) -> None:
-        """Return when all ranks are here with the same `call`. Collective.
+    def meet(self, call: Call) -> bool:
+        """Return when all ranks are here with the same `call`: whether one that has called join() is among them.
 
-        Raises CollectiveMismatchError on all ranks, with what each asked, if they are not.
+        Collective. Raises CollectiveMismatchError on all ranks, with what each asked, if they are not.
         """
         wanted = call.numbers
         if wanted is None:
             what, count, rest = call.encode(self._algorithms)
-            call.numbers = wanted = np.array([what, -what, count, -count, rest, -rest], dtype=np.int64)
+            call.numbers = wanted = np.array([what, -what, count, -count, rest, -rest, 0], dtype=np.int64)
         numbers = self._numbers
         numbers[:] = wanted
         self._comm.Allreduce(self._in_place, numbers, self._max)
-        if numbers.tobytes() != wanted.tobytes():
+        if numbers.tobytes() == wanted.tobytes():
+            return False
+        if numbers[:-1].tobytes() != wanted[:-1].tobytes():
             self.explain(str(call))
+        return True
 
     def attend(self) -> Call | None:
         """Join a meeting without a wish; returns what the others do, None if nobody has a wish. Collective.
@@ -104,8 +107,9 @@ class Meeting:
         """
         numbers = self._numbers
         numbers.fill(_ABSENT)
+        numbers[-1] = 1
         self._comm.Allreduce(self._in_place, numbers, self._max)
-        high, low = numbers[0::2].tolist(), (-numbers[1::2]).tolist()
+        high, low = numbers[0:-1:2].tolist(), (-numbers[1:-1:2]).tolist()
         if high[0] == _ABSENT:
             return None
         if high != low:

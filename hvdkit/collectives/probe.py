@@ -33,7 +33,7 @@ class Calls(NamedTuple):
     """Calls by the names of their algorithms, and the tensor that they reduce or send."""
 
     data: torch.Tensor
-    by_name: dict[str, Callable[[], None]]
+    by_name: dict[str, Callable[[], object]]
 
 
 def probe(group: Group, algorithms: Algorithms, meeting: Meeting, budget_s: float = _BUDGET_S) -> Parameters:
@@ -169,7 +169,7 @@ def _mean_of_ranks(group: Group, turns: list[list[float]]) -> Any:
     return times / group.size
 
 
-def _seconds(group: Group, call: Callable[[], None], repeats: int) -> float:
+def _seconds(group: Group, call: Callable[[], object], repeats: int) -> float:
     call()
     calls = Calls(torch.zeros(1), {"": call})
     return float(_mean_of_ranks(group, [_one_turn(group, calls) for _ in range(repeats)]).min())

@@ -46,8 +46,9 @@ class Ring:
         """See `Algorithm`. Sends all parts but one, in p-1 steps."""
         start = starts_of(counts)[self._index]
         out[start : start + counts[self._index]].copy_(part)
-        for first in range(0, max(counts), _BLOCK_BYTES):
-            pieces = [piece[first : first + _BLOCK_BYTES] for piece in out.split(list(counts))]
+        block = _BLOCK_BYTES // out.element_size()
+        for first in range(0, max(counts), block):
+            pieces = [piece[first : first + block] for piece in out.split(list(counts))]
             drive(self._mpi, _ring_gather(self._comm, pieces, tag=0, shift=0))
 
 

@@ -57,7 +57,7 @@ class SharedTensors:
         group, is_first = self._group, self._group.node_index == 0
         total = stride * group.node_size
         file, path, problem = -1, "", ""
-        if total > free_shared_bytes():
+        if total > group.node.allreduce(free_shared_bytes(), op=group.mpi.MIN):
             problem = "no space left"  # where the folder may be larger than memory, trying could kill the process
         elif is_first:
             try:

@@ -264,12 +264,15 @@ class Reducer:
         """Another reducer takes over parameter `index`."""
         self._released.add(index)
         self._hooks.pop(index).remove()
+        if not self._hooks:
+            self._abandon(for_good=True)
 
     def close(self) -> None:
         """Remove every hook; gradients stay local from now on."""
         for hook in self._hooks.values():
             hook.remove()
         self._hooks = {}
+        self._abandon(for_good=True)
 
 
 def _can_overlap(world: World, compression: object) -> bool:

@@ -71,9 +71,14 @@ class Int8Compression:
         if flat.device.type == "cpu" and isinstance(collectives, DirectCollectives) and collectives.has_levels:
             return collectives.by_levels(flat, name, lambda levels: self._sum_by_levels(flat, levels))
         blocks = _Blocks(self._residual.flat, self._block)
-        gathered, sent = all_gather(blocks.quantised(flat), name, collectives)
+        mine = blocks.quantised(flat)
+        gathered, sent = all_gather(mine, name, collectives)
         if blocks.are_finite(gathered):
-            blocks.sum_(flat, gathered, collectives.index)
+            # Ranks that have called join() send nothing, and their places are missing.
+            place = collectives.index
+            if len(gathered) < collectives.size:
+                place = next(i for i, payload in enumerate(gathered) if torch.equal(payload, mine))
+            blocks.sum_(flat, gathered, place)
         else:
             flat.fill_(float("nan"))
         return sent
