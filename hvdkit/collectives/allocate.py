@@ -2,6 +2,7 @@
 
 import torch
 
+from hvdkit.collectives.checks import check_shared
 from hvdkit.collectives.connect import direct_collectives, why_no_direct
 from hvdkit.runtime import require_world
 
@@ -20,5 +21,6 @@ def empty_shared(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tenso
     """
     world = require_world()
     if why_no_direct(world) is not None:
+        check_shared(shape, dtype)
         return torch.zeros(shape, dtype=dtype)
     return direct_collectives(world).empty_shared(shape, dtype)

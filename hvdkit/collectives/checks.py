@@ -22,6 +22,14 @@ def check_movable(kind: str, tensor: torch.Tensor) -> None:
         raise TypeError(f"{kind}: {tensor.dtype} cannot be sent; use one of {_names(MOVABLE)}")
 
 
+def check_shared(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Raise ValueError unless there can be a shared tensor of this `shape` and `dtype`."""
+    if min(shape, default=0) < 0 or dtype not in REDUCIBLE:
+        raise ValueError(
+            f"empty_shared: shape {shape} of {dtype}: lengths of 0 or more, and a dtype of {_names(REDUCIBLE)}"
+        )
+
+
 def _check_device(kind: str, tensor: torch.Tensor) -> None:
     if tensor.device.type != "cpu" or tensor.layout != torch.strided:
         raise TypeError(

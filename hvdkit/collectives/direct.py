@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hvdkit.collectives.algorithms import Algorithms
-from hvdkit.collectives.checks import check_movable, check_reducible
+from hvdkit.collectives.checks import check_movable, check_reducible, check_shared
 from hvdkit.collectives.group import Group
 from hvdkit.collectives.interface import Done, ReduceOp, Work
 from hvdkit.collectives.levels import Levels
@@ -22,7 +22,7 @@ from hvdkit.collectives.meeting import Call, Meeting
 from hvdkit.collectives.plans import Plan, flat_of, movable_view, traits
 from hvdkit.collectives.queue import Queue, Started
 from hvdkit.collectives.ready import EVERYTHING, ReadyExchanges
-from hvdkit.collectives.reduction import REDUCIBLE, Reduction, reduction_for
+from hvdkit.collectives.reduction import Reduction, reduction_for
 from hvdkit.collectives.threads import limit_threads, restore_threads
 from hvdkit.runtime.watch import Watch
 
@@ -256,11 +256,8 @@ class DirectCollectives:
         """
 
         def check() -> Call:
-            count = math.prod(shape)
-            if min(shape, default=0) < 0 or dtype not in REDUCIBLE:
-                raise ValueError(f"empty_shared: shape {shape} of {dtype}: lengths of 0 or more, and a dtype of "
-                                 f"{', '.join(str(one).removeprefix('torch.') for one in REDUCIBLE)}")  # fmt: skip
-            return Call("empty_shared", dtype=dtype, count=count, shape=shape)
+            check_shared(shape, dtype)
+            return Call("empty_shared", dtype=dtype, count=math.prod(shape), shape=shape)
 
         self._meet(check, ("empty_shared", shape, dtype))
         return self.algorithms.empty_shared(shape, dtype)

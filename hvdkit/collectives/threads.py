@@ -8,7 +8,7 @@ import torch
 
 
 def limit_threads(most: int) -> int | None:
-    """Have torch use at most `most` threads on this thread; returns what `restore_threads` wants."""
+    """Have torch use at most `most` threads, here and in MKL everywhere; returns what `restore_threads` wants."""
     asked = torch.get_num_threads()
     if asked <= most:
         return None

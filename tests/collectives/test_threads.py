@@ -31,7 +31,16 @@ def test_a_limit_and_its_end(world: World, many: int) -> None:
 def test_collectives_leave_the_number_of_threads_as_it_was(world: World, many: int) -> None:
     if why_no_direct(world):
         pytest.skip("hvdkit's own algorithms need MPI")
-    assert direct_collectives(world).threads == world.threads
+    algorithms, within = direct_collectives(world).algorithms, []
+
+    def choose(collective: str, nbytes: int) -> str:
+        within.append(torch.get_num_threads())
+        return "mpi"
+
+    chosen, algorithms.choose = algorithms.choose, choose
+    hvd.allreduce_(torch.ones(11, 13, 17), op=hvd.Sum, strategy="auto", name="how many threads")
+    algorithms.choose = chosen
+    assert within == [world.threads]
     tensor = torch.ones(200_000)
     hvd.allreduce_(tensor, op=hvd.Sum, strategy="auto")
     assert (tensor == world.size).all()

@@ -107,3 +107,11 @@ def test_mismatched_shapes_and_roots(world: World) -> None:
             [(kind, re.sub(r"\d+", "N", text)) for kind, text in outcome(call, lib)] for lib in (hvd, horovod)
         )
         assert ours == theirs and ours[0][0] == "HorovodInternalError", ours
+
+
+def test_empty_shared_says_what_it_takes(world: World) -> None:
+    """Under Gloo too, where it is an ordinary tensor."""
+    for shape, dtype in (((-1,), torch.float32), ((2,), torch.bool)):
+        with pytest.raises(ValueError, match="lengths of 0 or more, and a dtype of float16"):
+            hvd.empty_shared(*shape, dtype=dtype)
+    assert torch.equal(hvd.empty_shared(2, 3), torch.zeros(2, 3))
