@@ -60,9 +60,9 @@ def run_rounds(collective: str, ranks: int, sizes: Sequence[int], rounds: int, p
     outcome = Outcome(collective, ranks)
     turns: dict[str, Job] = {}
     with running() as jobs:
-        for peer in peers:
-            jobs.append(_start(peer, ranks))
-        for peer, job in zip(peers, jobs, strict=True):
+        for peer in peers:  # one after another: some look at the machine when they start
+            job = _start(peer, ranks)
+            jobs.append(job)
             with _leaving_out(outcome, peer.name):
                 job.wait_until_ready(START_LIMIT_S)
                 outcome.settings[peer.name] = peer.describe()

@@ -1,6 +1,6 @@
 """What hvdkit's own algorithms take; each check raises TypeError or ValueError before anything is communicated."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -20,6 +20,17 @@ def check_movable(kind: str, tensor: torch.Tensor) -> None:
     _check_device(kind, tensor)
     if tensor.dtype not in MOVABLE:
         raise TypeError(f"{kind}: {tensor.dtype} cannot be sent; use one of {_names(MOVABLE)}")
+
+
+def check_parts(kind: str, whole: torch.Tensor, part: torch.Tensor, counts: Sequence[int], index: int) -> None:
+    """Raise ValueError unless `whole` is cut in parts of `counts` elements and `part` can hold number `index`."""
+    if whole.shape != (sum(counts),) or part.shape != (counts[index],) or part.dtype != whole.dtype:
+        raise ValueError(
+            f"{kind}: parts of {list(counts)} elements do not go with {whole.dtype} {tuple(whole.shape)} and, on rank "
+            f"{index}, {part.dtype} {tuple(part.shape)}"
+        )
+    if not whole.is_contiguous() or not part.is_contiguous():
+        raise ValueError(f"{kind}: the tensors must be contiguous")
 
 
 def check_shared(shape: tuple[int, ...], dtype: torch.dtype) -> None:

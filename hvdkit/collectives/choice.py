@@ -1,7 +1,6 @@
 """The cheapest valid algorithm for each collective and message length, and why."""
 
 import bisect
-import math
 from dataclasses import dataclass
 
 from hvdkit.collectives.cost import Curve, Parameters
@@ -14,6 +13,7 @@ _DOUBT = 0.5
 in a bad moment was seen to find the library's all-reduce quicker for long messages, which then took half as long again.
 """
 _LONG_BYTES = 2**20
+"""Where no message of this length was probed, for want of time, the same is known of the algorithms."""
 _MOVE_LEAST = ("shared_memory", "hierarchical")
 """They move long messages through memory and over the wire least; a probe, whose messages stay in caches, sees less."""
 
@@ -61,8 +61,9 @@ def _cheapest(curves: dict[str, Curve], nbytes: int, at_shorter: str | None) -> 
     costs = {name: curve.seconds(nbytes) for name, curve in curves.items()}
     least = min(costs.values())
     if nbytes >= _LONG_BYTES:
+        was_probed = max(curve.points[-1][0] for curve in curves.values()) >= _LONG_BYTES
         for name in _MOVE_LEAST:
-            if costs.get(name, math.inf) <= least * (1 + _DOUBT):
+            if name in costs and (not was_probed or costs[name] <= least * (1 + _DOUBT)):
                 return name
     if at_shorter is not None and costs[at_shorter] <= least * (1 + MARGIN):
         return at_shorter

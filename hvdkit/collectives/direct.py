@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hvdkit.collectives.algorithms import Algorithms
-from hvdkit.collectives.checks import check_movable, check_reducible, check_shared
+from hvdkit.collectives.checks import check_movable, check_parts, check_reducible, check_shared
 from hvdkit.collectives.group import Group
 from hvdkit.collectives.interface import Done, ReduceOp, Work
 from hvdkit.collectives.levels import Levels
@@ -39,6 +39,11 @@ _SERVED = ("all_reduce", "all_reduce_many", "all_gather", "gather_objects", "rea
 def _cannot_go_on(call: Call) -> ValueError:
     """What all ranks raise, the same."""
     return ValueError(f"{call.kind} cannot go on after a rank has called join()")
+
+
+def _doubled(counts: Sequence[int]) -> list[int]:
+    """Of complex numbers, counted as real ones."""
+    return [2 * count for count in counts]
 
 
 def _in_order(method: F) -> F:
@@ -249,6 +254,43 @@ class DirectCollectives:
         return out
 
     @_in_order
+    def reduce_scatter_into(
+        self, data: torch.Tensor, out: torch.Tensor, counts: Sequence[int], name: str, *, op: ReduceOp = "sum",
+        weight: float | None = None,
+    ) -> None:  # fmt: skip
+        """See `Collectives`."""
+
+        def check() -> Call:
+            check_parts("reduce_scatter", data, out, counts, self.index)
+            check_reducible("reduce_scatter", data, op)
+            return self._parts_call("reduce_scatter", data, counts, op=op, is_weighted=weight is not None, name=name)
+
+        key = ("reduce_scatter_into", *traits(data), *traits(out), *counts, op, weight is None, name)
+        plan = self._meet(check, key)
+        if data.numel():
+            plan.method(data, out, counts, plan.reduction or self._weighted(plan.call, weight))
+
+    @_in_order
+    def all_gather_into(self, part: torch.Tensor, out: torch.Tensor, counts: Sequence[int], name: str) -> None:
+        """See `Collectives`."""
+
+        def check() -> Call:
+            check_parts("all_gather", out, part, counts, self.index)
+            check_movable("all_gather", out)
+            return self._parts_call("all_gather", out, counts, name=name)
+
+        plan = self._meet(check, ("all_gather_into", *traits(part), *traits(out), *counts, name))
+        if out.numel():
+            plan.method(movable_view(part), movable_view(out), _doubled(counts) if out.is_complex() else counts)
+
+    def _parts_call(self, collective: str, whole: torch.Tensor, counts: Sequence[int], **more: Any) -> Call:
+        nbytes = whole.nbytes if collective == "reduce_scatter" else max(counts) * whole.element_size()
+        algorithm = self.algorithms.resolve(collective, nbytes, self.strategy)
+        return Call(
+            f"{collective}_into", algorithm, dtype=whole.dtype, count=whole.numel(), shape=tuple(counts), **more
+        )
+
+    @_in_order
     def empty_shared(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A tensor in the node's shared memory, which all-reduces without copies; zeros. Collective.
 
@@ -374,11 +416,12 @@ class DirectCollectives:
         return plan
 
     def _prepare(self, call: Call) -> "Plan":
-        reduces = call.kind in ("all_reduce", "all_reduce_many", "reduce", "reduce_scatter")
-        chosen_now = call.kind in ("all_reduce", "reduce", "reduce_scatter", "broadcast")
+        collective = call.kind.removesuffix("_into")
+        reduces = collective in ("all_reduce", "all_reduce_many", "reduce", "reduce_scatter")
+        chosen_now = call.kind in ("all_reduce", "reduce", "reduce_scatter", "broadcast") or collective != call.kind
         return Plan(
             call,
-            self.algorithms.method(call.kind, call.algorithm) if chosen_now else None,
+            self.algorithms.method(collective, call.algorithm) if chosen_now else None,
             self._plain(call) if reduces and not call.is_weighted else None,
         )
 

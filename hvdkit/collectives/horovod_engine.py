@@ -5,12 +5,13 @@ arXiv:1802.05799. A small all-reduce takes one cycle of the engine, about 1 ms b
 """
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from hvdkit.collectives.interface import ReduceOp, Work
+from hvdkit.collectives.queue import Queue, Started
 from hvdkit.collectives.reduction import Reduction
 from hvdkit.runtime.dropin import operations
 from hvdkit.runtime.engine import horovod
@@ -24,6 +25,7 @@ class HorovodEngine:
         self._process_set = horovod().global_process_set if process_set is None else process_set
         self.size: int = world.size if process_set is None else process_set.size()
         self.index: int = world.rank if process_set is None else process_set.rank()
+        self._queue = Queue()
 
     def all_reduce_async_(
         self, tensor: torch.Tensor, name: str, *, op: ReduceOp = "sum", prescale: float = 1.0
@@ -41,6 +43,29 @@ class HorovodEngine:
             tensor.contiguous(), name=name, process_set=self._process_set
         )  # fmt: skip
         return gathered
+
+    def reduce_scatter_into(
+        self, data: torch.Tensor, out: torch.Tensor, counts: Sequence[int], name: str, *, op: ReduceOp = "sum",
+        weight: float | None = None,
+    ) -> None:  # fmt: skip
+        """See `Collectives`. Where parts differ by more than one element the engine has an all-reduce only."""
+        engine_op = getattr(horovod(), op.capitalize())
+        weighed = data if weight is None else data * weight
+        base, extra = divmod(data.numel(), self.size)
+        if list(counts) == [base + (rank < extra) for rank in range(self.size)]:
+            result = operations.reducescatter(weighed, op=engine_op, name=name, process_set=self._process_set)
+        else:
+            whole = operations.allreduce(weighed, op=engine_op, name=name, process_set=self._process_set)
+            result = whole.split(list(counts))[self.index]
+        out.copy_(result)
+
+    def all_gather_into(self, part: torch.Tensor, out: torch.Tensor, counts: Sequence[int], name: str) -> None:
+        """See `Collectives`."""
+        out.copy_(self.all_gather(part, name))
+
+    def start(self, work: Callable[[], torch.Tensor]) -> Work:
+        """See `Collectives`."""
+        return Started(self._queue.start(work))
 
     def gather_objects(self, item: Any, name: str) -> list[Any]:
         """See `Collectives`. By sums, which go on after a rank has called Horovod's `join()`: its item is None."""

@@ -1,6 +1,6 @@
 """The two seams: what an algorithm offers, and what the optimizer asks of a family of collectives."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -83,6 +83,31 @@ class Collectives(Protocol):
 
     def all_gather(self, tensor: torch.Tensor, name: str) -> torch.Tensor:
         """All ranks' `tensor`, concatenated along the first dimension, in which they may differ (0 included)."""
+
+    def reduce_scatter_into(
+        self,
+        data: torch.Tensor,
+        out: torch.Tensor,
+        counts: Sequence[int],
+        name: str,
+        *,
+        op: ReduceOp = "sum",
+        weight: float | None = None,
+    ) -> None:
+        """Reduce `data`, (sum(counts),) contiguous, and put this rank's part into `out`, (counts[index],).
+
+        `out` may be that part of `data` itself; what the rest of `data` holds afterwards is not said. With `weight`,
+        which may differ between ranks, the sum is sum_j weight_j x_j.
+        """
+
+    def all_gather_into(self, part: torch.Tensor, out: torch.Tensor, counts: Sequence[int], name: str) -> None:
+        """Put every rank's `part`, (counts[index],), into `out`, (sum(counts),) contiguous, in the order of the group.
+
+        `part` may be this rank's place in `out`.
+        """
+
+    def start(self, work: Callable[[], torch.Tensor]) -> Work:
+        """Run `work`, which may make calls, after all calls so far, on the thread for calls; returns at once."""
 
     def gather_objects(self, item: Any, name: str) -> list[Any]:
         """All ranks' `item` (picklable, small, not None), in the order of the group, on every rank.

@@ -18,8 +18,9 @@ import torch
 from hvdkit.collectives.reduction import MOVABLE
 from hvdkit.errors import CollectiveMismatchError
 
-KINDS = ("all_reduce", "all_reduce_many", "reduce_scatter", "all_gather", "broadcast", "reduce", "by_levels",
-         "empty_shared", "gather_objects", "ready", "mistake")  # fmt: skip
+KINDS = ("all_reduce", "all_reduce_many", "reduce_scatter", "reduce_scatter_into", "all_gather", "all_gather_into",
+         "broadcast", "reduce", "by_levels", "empty_shared", "shared_by_node", "gather_objects", "ready",
+         "mistake")  # fmt: skip
 _OPS = ("sum", "average", "min", "max", "product")
 _ABSENT = np.iinfo(np.int64).min + 1
 
@@ -67,7 +68,7 @@ class Call:
             return f"{self.kind}{name}"
         dtype = str(self.dtype).removeprefix("torch.")
         details = [f"{dtype} {self.shape}", self.algorithm]
-        if self.kind in ("all_reduce", "all_reduce_many", "reduce_scatter", "reduce"):
+        if self.kind in ("all_reduce", "all_reduce_many", "reduce_scatter", "reduce_scatter_into", "reduce"):
             details.append(f"weighted {self.op}" if self.is_weighted else self.op)
         if self.kind in ("broadcast", "reduce"):
             details.append(f"root {self.root}")

@@ -58,7 +58,11 @@ class MpiLibrary:
             mine = part[first : first + block[self._index]]
             lengths = [n * itemsize for n in block]
             places = [(start + min(first, count)) * itemsize for start, count in zip(starts, counts, strict=True)]
-            self._comm.Allgatherv(as_bytes(mine), [target, lengths, places, self._mpi.BYTE])
+            # Where the part lies in its place MPI must not be given both.
+            is_there = mine.data_ptr() == out.data_ptr() + places[self._index]
+            self._comm.Allgatherv(
+                self._mpi.IN_PLACE if is_there else as_bytes(mine), [target, lengths, places, self._mpi.BYTE]
+            )
 
     def broadcast(self, data: torch.Tensor, root: int) -> None:
         """See `Algorithm`."""

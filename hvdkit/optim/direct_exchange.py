@@ -21,7 +21,7 @@ from hvdkit.optim.buckets import Bucket, plan_buckets
 from hvdkit.optim.compression import BucketCompressor, NoneCompressor, can_share_buckets
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.plan import Agreement, Overlap
-from hvdkit.optim.sparse import exchange_sparse
+from hvdkit.optim.sparse import exchanged_sparse
 from hvdkit.optim.weighting import Weighting, combine
 
 _LARGE_BYTES = 256 * 1024
@@ -83,13 +83,15 @@ class DirectExchange:
         self._next_unit: float | None = None
         self._has_sent_weights = self._has_sent_all = self._is_plain_average = self._is_silent = False
         self._results: tuple[list[bool], list[bool]] | None = None
+        self._sparse_results: dict[int, torch.Tensor | None] = {}
 
     def abandon(self) -> None:
         """Forget an exchange that was begun, when what was started is done."""
         self._collectives.exchanges.drop(self._agreed.number)
-        for work in self._works:
-            work.wait()
-        self._begin()
+        try:
+            self._wait()
+        finally:
+            self._begin()
 
     def residuals(self) -> Residuals:
         """What compression keeps between steps."""
@@ -128,23 +130,30 @@ class DirectExchange:
         """
         try:
             self._collectives.exchanges.do(self._agreed.number)
-            for work in self._works:
-                work.wait()
+            self._wait()
             assert self._results is not None
             is_used, is_sparse = self._results
             self.written = []
             for bucket, gradients in zip(self._buckets, self._taken, strict=True):
                 self._put_back(bucket, gradients, is_used, is_sparse)
-            for index in self._sparse_indices:
-                exchange_sparse(
-                    self._collectives, self._parameters[index], 0.0 if self._is_silent else self._weighting.factor,
-                    f"{self._agreed.key}.sparse.{index}", is_used=is_used[index], scale=self.inverse,
-                )  # fmt: skip
+            for index, gradient in self._sparse_results.items():
+                self._parameters[index].grad = gradient
             self._weighting.unit = self._next_unit or self._weighting.unit
             planned = self._agreed.sparse
             return self._options.sparse_as_dense or all(p or not s for p, s in zip(planned, is_sparse, strict=True))
         finally:
             self._begin()
+
+    def _wait(self) -> None:
+        """Wait for all that was started, also after a failure; then raise the first."""
+        failures = []
+        for work in self._works:
+            try:
+                work.wait()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
 
     @property
     def _overlaps(self) -> bool:
@@ -161,6 +170,8 @@ class DirectExchange:
         for index in self._sparse_indices:
             self._note(index, self._parameters[index].grad)
         do(self._exchange_flags)
+        if self._sparse_indices:
+            do(self._exchange_sparse)
 
     def _start(self, work: Callable[[], Any]) -> None:
         self._works.append(self._collectives.start(work))
@@ -273,6 +284,16 @@ class DirectExchange:
                 assert addition is not None
                 self._taken[number][place] = addition if gradient is None else gradient.add_(addition)
         self._results = used.bool().tolist(), sparse_on.bool().tolist()
+
+    @torch.no_grad()
+    def _exchange_sparse(self) -> None:
+        assert self._results is not None
+        factor = 0.0 if self._is_silent else self._weighting.factor
+        for index in self._sparse_indices:
+            self._sparse_results[index] = exchanged_sparse(
+                self._collectives, self._parameters[index], factor, f"{self._agreed.key}.sparse.{index}",
+                is_used=self._results[0][index], scale=self.inverse,
+            )  # fmt: skip
 
     def _put_back(self, bucket: Bucket, gradients: Gradients, is_used: list[bool], is_sparse: list[bool]) -> None:
         for index, gradient in zip(bucket.indices, gradients, strict=True):

@@ -18,7 +18,7 @@ from hvdkit.optim.buckets import Bucket, plan_buckets
 from hvdkit.optim.compression import BucketCompressor, can_share_buckets
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.plan import Agreement
-from hvdkit.optim.sparse import exchange_sparse
+from hvdkit.optim.sparse import exchanged_sparse
 from hvdkit.optim.weighting import FIELDS, Weighting, combine
 
 
@@ -138,7 +138,7 @@ class Exchange:
                 result = self._options.compression.decompress(result, context)
             self._write_back(bucket, result, scale, is_used, is_sparse)
         for index in self._sparse_indices:
-            exchange_sparse(
+            self._parameters[index].grad = exchanged_sparse(
                 self._collectives, self._parameters[index], 0.0 if self._is_silent else self._weighting.factor,
                 f"{self._agreed.key}.sparse.{index}", is_used=is_used[index], scale=self.inverse,
             )  # fmt: skip

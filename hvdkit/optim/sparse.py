@@ -26,15 +26,14 @@ def reduce_sparse(
     return torch.sparse_coo_tensor(indices.t(), values * scale, like.shape, check_invariants=False).coalesce()
 
 
-def exchange_sparse(
+def exchanged_sparse(
     collectives: Collectives, parameter: torch.Tensor, factor: float, name: str, *, is_used: bool, scale: float
-) -> None:
-    """Replace `parameter.grad` by the ranks' sum of it times `factor`, all times `scale`. Collective if `is_used`.
+) -> torch.Tensor | None:
+    """The ranks' sum of `parameter.grad` times `factor`, all times `scale`. Collective if `is_used`.
 
     `is_used` says whether any rank has a gradient (None otherwise); with factor 0 this rank's counts for nothing.
     """
     if not is_used:
-        parameter.grad = None
-        return
+        return None
     mine = parameter.grad.mul(factor) if parameter.grad is not None and factor else None
-    parameter.grad = reduce_sparse(collectives, mine, parameter, name, scale)
+    return reduce_sparse(collectives, mine, parameter, name, scale)

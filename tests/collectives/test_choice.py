@@ -138,6 +138,13 @@ def test_where_the_probe_is_in_doubt_a_long_message_moves_least() -> None:
     assert choice("all_reduce", 2**20) == choice("all_reduce", 2**30) == "shared_memory"
 
 
+def test_where_no_long_message_was_probed_one_moves_least() -> None:
+    curves = {"tree": Curve(((256, 5e-6), (2**19, 200e-6))), "shared_memory": Curve(((256, 9e-6), (2**19, 900e-6)))}
+    choice = choose_all(parameters(ONE_NODE, curves))
+    assert choice("all_reduce", 2**19) == "tree"
+    assert choice("all_reduce", 2**20) == choice("all_reduce", 2**30) == "shared_memory"
+
+
 def test_further_bytes_of_a_pipeline_cost_only_the_wire() -> None:
     """Probed with one block, which is first in memory and then on the wire; 8 ns a byte are those of 1 Gbit/s."""
     points = ((256, 1e-4), (2**19, 8e-3))

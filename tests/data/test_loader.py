@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import hvdkit as hvd
+from hvdkit.collectives import direct_collectives, why_no_direct
 from hvdkit.data import BatchDataset, MaskedSamples, Position, ShardedSampler
 from hvdkit.runtime import World, launch_info
 
@@ -41,6 +42,7 @@ def test_workers_give_this_ranks_batches_while_ranks_communicate(
         multiprocessing_context=method,
         timeout=120,
     )
+    strategies = [] if why_no_direct(world) else direct_collectives(world).algorithms.names("all_reduce")
     n_batches = 0
     for position, batch in zip(sampler.positions(START, STEPS), loader, strict=True):
         wanted = samples.batch(sampler.indices(position), position.epoch)
@@ -48,7 +50,8 @@ def test_workers_give_this_ranks_batches_while_ranks_communicate(
         assert batch.n_targets == wanted.n_targets
         n_batches += 1
         # The workers are alive meanwhile, and must not disturb the ranks' own communication.
-        total = hvd.allreduce(torch.tensor([len(batch.inputs)]), op=hvd.Sum)
-        assert total.item() == len(sampler.global_indices(position))
+        for strategy in (None, *strategies):
+            total = hvd.allreduce(torch.tensor([len(batch.inputs)]), op=hvd.Sum, strategy=strategy)
+            assert total.item() == len(sampler.global_indices(position))
     assert n_batches == STEPS
     assert hvd.allreduce(torch.ones(1000), op=hvd.Sum).sum().item() == 1000 * world.size

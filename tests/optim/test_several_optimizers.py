@@ -109,3 +109,25 @@ def test_sparse_and_dense(world: World) -> None:
         for optimizer in optimizers + plain:
             optimizer.step()
     assert_same(model, reference)
+
+
+def test_ranks_meet_sparse_ones_in_different_orders(world: World) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Embedding(9, 4, sparse=True).double() for _ in range(2)])
+    reference = twin(model)
+    optimizers = [hvd.DistributedOptimizer(torch.optim.SGD(table.parameters(), lr=0.1)) for table in model]
+    plain = torch.optim.SGD(reference.parameters(), lr=0.1)
+
+    def loss_of(tables: nn.Module, rank: int, step: int) -> torch.Tensor:
+        ids = torch.tensor([rank, step, 8])
+        rows = [tables[number](ids) for number in ((0, 1) if (rank + step) % 2 else (1, 0))]
+        return (rows[0] * rows[1]).sum()
+
+    for step in range(4):
+        for optimizer in (*optimizers, plain):
+            optimizer.zero_grad()
+        loss_of(model, world.rank, step).backward()
+        torch.stack([loss_of(reference, rank, step) for rank in range(world.size)]).mean().backward()
+        for optimizer in (*optimizers, plain):
+            optimizer.step()
+    assert_same(model, reference)

@@ -35,18 +35,21 @@ def make_stall_check(
 ) -> "StallCheck | None":
     """The stall check over `comm`, which it keeps; None where it is switched off or MPI's threads do not allow it."""
     limits = stall_limits()
-    if limits is None:
-        return None
     if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
         if comm.Get_rank() == 0:
-            _say_that_nothing_is_watched()
+            _say_what_is_lost()
+        return None
+    if limits is None:
         return None
     return StallCheck(running, begun, Notes(mpi, comm), limits)
 
 
 @functools.cache  # once in this process
-def _say_that_nothing_is_watched() -> None:
-    _log.warning("MPI was started below MPI_THREAD_MULTIPLE: collectives that hang are not noticed")
+def _say_what_is_lost() -> None:
+    _log.warning(
+        'MPI was started below MPI_THREAD_MULTIPLE: gradients and strategy="auto" go through Horovod\'s engine, and '
+        "collectives that hang are not noticed"
+    )
 
 
 class StallCheck:
