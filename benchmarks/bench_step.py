@@ -38,14 +38,16 @@ START_LIMIT_S, TURN_LIMIT_S = 300, 300
 LOSS_TOLERANCE = 3e-4
 
 
-def compare(ranks: int, options: StepOptions, arms: Sequence[str], rounds: int) -> list[dict[str, Any]]:
+def compare(
+    ranks: int, options: StepOptions, arms: Sequence[str], rounds: int, script: str = __file__
+) -> list[dict[str, Any]]:
     """Let the arms take turns; returns one record for each, with one entry for each round. Raises JobFailedError."""
     turns: dict[str, list[list[dict[str, Any]]]] = {arm: [] for arm in arms}
     with tempfile.TemporaryDirectory() as folder, running() as jobs:
         for arm in arms:  # one after another: its first steps are warm and quick when nobody else runs
             place = Path(folder) / arm
             place.mkdir()
-            jobs.append(start_job(arm, options, ranks, __file__, place))
+            jobs.append(start_job(arm, options, ranks, script, place))
             jobs[-1].wait_until_ready(START_LIMIT_S)
         hello = jobs[0].hello
         for number in range(rounds):

@@ -34,6 +34,15 @@ class StockAggregation:
         horovod.broadcast_parameters(model.state_dict(), root_rank=0)
         self.optimizer = horovod.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
 
+    runs_together = False
+
+    def clip(self, max_norm: float) -> None:
+        """See `Aggregation`."""
+        import torch
+
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
     def backward(self, mean_loss: Any, n_targets: int, *, is_last: bool) -> None:
         """See `Aggregation`."""
         mean_loss.backward()

@@ -101,6 +101,40 @@ def _hvdkit(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, **
     return model, wrapped, hvd.shutdown
 
 
+def _sharded(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, **options: Any) -> Connected:
+    import hvdkit as hvd
+
+    hvd.init()
+    sharded, stepped = hvd.shard(model, optimizer, **options)
+    return sharded, stepped, hvd.shutdown
+
+
+def _ddp_zero(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> Connected:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    parallel, _, close = _ddp(model, optimizer, folder)
+    kind, options = _remade(optimizer)
+    return parallel, ZeroRedundancyOptimizer(model.parameters(), kind, **options), close
+
+
+def _fsdp2(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> Connected:
+    from torch.distributed.fsdp import fully_shard
+
+    start_gloo(folder)
+    mesh = torch.distributed.init_device_mesh("cpu", (launch_info().size,))
+    for layer in model.get_submodule("layers").children():
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    kind, options = _remade(optimizer)
+    return model, kind(model.parameters(), **options), torch.distributed.destroy_process_group
+
+
+def _remade(optimizer: torch.optim.Optimizer) -> tuple[Any, dict[str, Any]]:
+    """The class and the options that make such an optimizer."""
+    names = ("lr", "momentum", "betas", "eps", "weight_decay", "fused")
+    return type(optimizer), {name: optimizer.defaults[name] for name in names if name in optimizer.defaults}
+
+
 class Arm(NamedTuple):
     """A way to train: its name in tables, and what puts model and optimizer into its hands."""
 
@@ -119,6 +153,12 @@ ARMS = {
     "hvdkit": Arm("hvdkit", _hvdkit, {"strategy": "auto"}),
     "hvdkit-powersgd": Arm("hvdkit, powersgd", _hvdkit, {"strategy": "auto", "compression": "powersgd"}, False),
     "hvdkit-int8": Arm("hvdkit, int8", _hvdkit, {"strategy": "auto", "compression": "int8"}, False),
+    "ddp-zero": Arm("DDP, ZeroRedundancyOptimizer", _ddp_zero),
+    "fsdp2": Arm("FSDP2", _fsdp2),
+    "shard1": Arm("hvdkit stage 1", _sharded, {"stage": 1}),
+    "shard1-shared": Arm("hvdkit stage 1, shared weights", _sharded, {"stage": 1, "shared_weights": True}),
+    "shard2": Arm("hvdkit stage 2", _sharded, {"stage": 2}),
+    "shard3": Arm("hvdkit stage 3", _sharded, {"stage": 3}),
 }
 
 

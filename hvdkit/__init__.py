@@ -20,6 +20,17 @@ _HOME = {
     "Compression": "hvdkit.compression",
     **dict.fromkeys(("empty_shared", "join"), "hvdkit.collectives"),
     **dict.fromkeys(
+        (
+            "full_state_dict",
+            "join_parts",
+            "load_full_state_dict",
+            "load_sharded_state_dict",
+            "shard",
+            "sharded_state_dict",
+        ),
+        "hvdkit.sharding",
+    ),
+    **dict.fromkeys(
         ("allgather_object", "broadcast_object", "broadcast_optimizer_state", "broadcast_parameters"),
         "hvdkit.runtime.dropin.functions",
     ),

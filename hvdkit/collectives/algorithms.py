@@ -115,6 +115,13 @@ class Algorithms:
                 return tensor
         return torch.zeros(shape, dtype=dtype)
 
+    def shared_by_node(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """One tensor of zeros in the memory of a single node. Collective; raises NoRoomError on all ranks."""
+        if "shared_memory" not in self._made:
+            raise NoRoomError(self.reasons["shared_memory"])
+        tensor: torch.Tensor = self._made["shared_memory"].tensors.one_for_all(shape, dtype)
+        return tensor
+
     def close(self) -> None:
         """Free windows and communicators. Collective."""
         for made in self._made.values():

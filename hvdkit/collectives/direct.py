@@ -304,6 +304,20 @@ class DirectCollectives:
         self._meet(check, ("empty_shared", shape, dtype))
         return self.algorithms.empty_shared(shape, dtype)
 
+    @_in_order
+    def shared_by_node(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """One tensor of zeros in the node's shared memory, the same memory on all ranks. Collective.
+
+        All ranks must lie on one node. Raises NoRoomError on all ranks where there is no room.
+        """
+
+        def check() -> Call:
+            check_shared(shape, dtype)
+            return Call("shared_by_node", dtype=dtype, count=math.prod(shape), shape=shape)
+
+        self._meet(check, ("shared_by_node", shape, dtype))
+        return self.algorithms.shared_by_node(shape, dtype)
+
     @property
     def has_levels(self) -> bool:
         """Whether `by_levels` can be called: several nodes with several ranks, no flat strategy asked for."""

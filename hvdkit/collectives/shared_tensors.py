@@ -46,11 +46,17 @@ class SharedTensors:
         Raises NoRoomError on all ranks if they do not fit into the node's shared memory.
         """
         tensor = torch.empty(shape, dtype=dtype, device="meta")
-        stride = -(-max(1, tensor.nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        stride = _whole_pages(tensor.nbytes)
         memory = self._map(stride)
         mine = _view(memory, self._group.node_index * stride, tensor.nbytes)
         self._regions.append(_Region(weakref.ref(memory), mine.data_ptr(), tensor.nbytes, stride))
         return mine.view(dtype).view(tensor.shape)
+
+    def one_for_all(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """One tensor of zeros for all ranks together. Collective; raises NoRoomError on all ranks."""
+        tensor = torch.empty(shape, dtype=dtype, device="meta")
+        memory = self._map(_whole_pages(-(-tensor.nbytes // self._group.node_size)))
+        return _view(memory, 0, tensor.nbytes).view(dtype).view(tensor.shape)
 
     def _map(self, stride: int) -> mmap.mmap:
         """Memory of `stride` bytes for each rank. Collective; raises NoRoomError on all ranks."""
@@ -116,6 +122,11 @@ class SharedTensors:
             if offset >= 0 and offset + nbytes <= region.nbytes and region.memory() is not None:
                 return number, offset
         return -1, 0
+
+
+def _whole_pages(nbytes: int) -> int:
+    """The least whole number of pages, at least one, that hold `nbytes`."""
+    return -(-max(1, nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def _view(memory: Any, offset: int, nbytes: int) -> torch.Tensor:

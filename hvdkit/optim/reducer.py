@@ -7,7 +7,9 @@ on which no gradient came does the same in `step()`.
 """
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 
@@ -20,16 +22,37 @@ from hvdkit.optim.direct_exchange import DirectExchange
 from hvdkit.optim.exchange import Exchange
 from hvdkit.optim.hooks import GradientHook
 from hvdkit.optim.options import ReducerOptions, Statistics
-from hvdkit.optim.plan import Observation, Overlap, agree
+from hvdkit.optim.plan import Agreement, Observation, Overlap, agree
 from hvdkit.optim.weighting import Weighting, combine
 from hvdkit.runtime import World, require_world
+
+
+class AnExchange(Protocol):
+    """Exchanges the gradients of one backward after another, as `DirectExchange` says of each method."""
+
+    inverse: float
+    written: list["weakref.ref[torch.Tensor]"]
+
+    def gradient_is_ready(self, index: int, fires: int) -> None: ...
+    def send_rest(self) -> None: ...
+    def finish(self) -> bool: ...
+    def abandon(self) -> None: ...
+    def residuals(self) -> Residuals: ...
+    def close(self) -> None: ...
+
+
+MakeExchange = Callable[
+    [Collectives, Agreement, Sequence[torch.Tensor], ReducerOptions, Weighting, Statistics], AnExchange
+]
 
 
 class Reducer:
     """Aggregates `parameters` (with `names`) over the ranks that `connect` returns collectives for.
 
     `connect` is called before each step; it returns None where there is nobody to aggregate with (Horovod not
-    running, this rank outside the process set), and a new object after a restart of Horovod.
+    running, this rank outside the process set), and a new object after a restart of Horovod. `make_exchange` makes
+    another kind of exchange than the two of this package; it is asked for before the first gradient, and for one rank
+    too.
     """
 
     def __init__(
@@ -38,6 +61,7 @@ class Reducer:
         parameters: Sequence[torch.Tensor],
         options: ReducerOptions,
         connect: Callable[[], Collectives | None],
+        make_exchange: "MakeExchange | None" = None,
     ) -> None:
         self.options = options
         self.passes = options.passes
@@ -46,8 +70,9 @@ class Reducer:
         self.is_paused = False
         self.is_aggregated = False
         self._connect = connect
+        self._make_exchange = make_exchange
         self._collectives: Collectives | None = None
-        self._exchange: Exchange | DirectExchange | None = None
+        self._exchange: AnExchange | None = None
         """None until the ranks have agreed on a plan, and again when it no longer holds."""
         self._residuals: Residuals = {}
         """What compression keeps, while there is no plan."""
@@ -95,9 +120,22 @@ class Reducer:
         self._is_backward_running = True
         self._refresh()
         self._restart_backward()
+        self.prepare()
         if not self.weighting.is_counting:
             self.weighting.ran_uncounted_backward = True
         at_end_of_backward(self._end_backward)
+
+    @property
+    def is_last_backward(self) -> bool:
+        """Whether gradients are aggregated at the end of the backward that is running or comes next."""
+        return not self.is_paused and self._passes_done + 1 >= self.passes
+
+    def prepare(self) -> None:
+        """Make the plan where it does not depend on a first backward. Collective then."""
+        if self._make_exchange is not None and self._exchange is None:
+            self._refresh()
+            if self._collectives is not None:
+                self._exchange = self._agree(self._collectives)
 
     def _end_backward(self) -> None:
         if not self._is_backward_running:  # already flushed by synchronize() or step()
@@ -118,7 +156,8 @@ class Reducer:
         self._started_s = time.perf_counter()
         self._is_backward_running = False
         self._refresh()
-        if self._collectives is None or self._collectives.size == 1:
+        self.prepare()
+        if self._collectives is None or (self._collectives.size == 1 and self._make_exchange is None):
             return
         if self._exchange is None:
             self._exchange = self._agree(self._collectives)
@@ -155,7 +194,7 @@ class Reducer:
         combined = float(parts.sum()) * self._last_inverse
         return torch.full_like(loss, combined) if isinstance(loss, torch.Tensor) else combined
 
-    def _agree(self, collectives: Collectives) -> Exchange | DirectExchange:
+    def _agree(self, collectives: Collectives) -> AnExchange:
         seen = Observation(
             order=self._order,
             fires=self._fires,
@@ -170,6 +209,10 @@ class Reducer:
             collectives, self._names, self._parameters, active, seen, self.weighting,
             overlap=overlap,
         )  # fmt: skip
+        if self._make_exchange is not None:
+            return self._make_exchange(
+                collectives, agreed, self._parameters, self.options, self.weighting, self.statistics
+            )
         arguments = (agreed, self._parameters, self.options, self.weighting, self.statistics, self._residuals)
         if isinstance(collectives, DirectCollectives):
             return DirectExchange(collectives, *arguments)

@@ -37,7 +37,7 @@ class Settings:
     strategy: str = "auto"
 
 
-class _Connection:
+class Connection:
     """Gives a reducer the collectives of the world that is current, a new one after each restart of Horovod."""
 
     def __init__(self, process_set: Any, strategy: str, parameters: Callable[[], list[torch.Tensor]]) -> None:
@@ -68,19 +68,27 @@ def wrap(optimizer: torch.optim.Optimizer, settings: Settings) -> torch.optim.Op
         base = optimizer._base_class
     else:
         base = type(optimizer)
-    subclass: Any = _distributed_class
-    optimizer.__class__ = subclass(base)
-    _rebind_scheduled_step(optimizer)
-    assert isinstance(optimizer, Distributed)
-    optimizer._settings = settings
     # Adasum is an operation of Horovod's engine.
     strategy = "horovod" if settings.options.op == "adasum" else settings.strategy
-    optimizer._connection = _Connection(settings.process_set, strategy, functools.partial(_parameters, optimizer))
-    optimizer._skips_synchronize = False
+    connection = Connection(settings.process_set, strategy, functools.partial(_parameters, optimizer))
     # Adasum combines parameters, not gradients: its gradients stay local.
-    connect = (lambda: None) if settings.options.op == "adasum" else optimizer._connection
-    optimizer._reducer = Reducer(settings.names, _parameters(optimizer), settings.options, connect)
+    connect = (lambda: None) if settings.options.op == "adasum" else connection
+    reducer = Reducer(settings.names, _parameters(optimizer), settings.options, connect)
+    change_class(optimizer, base, Distributed, settings, connection, reducer)
     return optimizer
+
+
+def change_class(
+    optimizer: torch.optim.Optimizer, base: type[torch.optim.Optimizer], methods: "type[Distributed]",
+    settings: Settings, connection: "Connection", reducer: Reducer,
+) -> None:  # fmt: skip
+    """Make `optimizer`, of class `base`, one of a subclass that has the `methods` too."""
+    subclass: Any = _distributed_class
+    optimizer.__class__ = subclass(base, methods)
+    _rebind_scheduled_step(optimizer)
+    assert isinstance(optimizer, Distributed)
+    optimizer._settings, optimizer._connection, optimizer._reducer = settings, connection, reducer
+    optimizer._skips_synchronize = False
 
 
 class Distributed:
@@ -88,7 +96,7 @@ class Distributed:
 
     _base_class: type[torch.optim.Optimizer]
     _settings: Settings
-    _connection: _Connection
+    _connection: Connection
     _reducer: Reducer
     _skips_synchronize: bool
     param_groups: list[dict[str, Any]]
@@ -216,7 +224,7 @@ class Distributed:
 
 
 @functools.cache
-def _distributed_class(base: Any) -> type[torch.optim.Optimizer]:
+def _distributed_class(base: Any, methods: type) -> type[torch.optim.Optimizer]:
     plain_step = base.step
 
     # wraps() also copies the mark by which torch knows that hooks run inside plain_step already.
@@ -224,7 +232,7 @@ def _distributed_class(base: Any) -> type[torch.optim.Optimizer]:
     def step(self: Any, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         return self._aggregated_step(plain_step, closure, kwargs)
 
-    return type(base.__name__, (Distributed, base), {"step": step, "_base_class": base, "__doc__": base.__doc__})
+    return type(base.__name__, (methods, base), {"step": step, "_base_class": base, "__doc__": base.__doc__})
 
 
 def _restore(base: type[torch.optim.Optimizer], settings: Settings, state: dict[str, Any]) -> torch.optim.Optimizer:

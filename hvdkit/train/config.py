@@ -55,6 +55,9 @@ class TrainConfig:
         "what reduces gradients: auto (the quickest by measurement), mpi, ring, tree, shared_memory, hierarchical, or "
         "horovod (its engine)",
     )
+    sharding: Literal[0, 1, 2, 3] = option(
+        0, "what is cut over the ranks: 0 nothing, 1 the optimizer's state, 2 gradients too, 3 parameters too"
+    )
     seed: int = option(0, "of initial weights, order of samples, and dropout")
 
     eval_every: int = option(100, "steps between evaluations; 0 for only at the end")

@@ -20,10 +20,10 @@ from hvdkit.checkpoint import (
 )
 from hvdkit.data import Position, Tokenizer, has_tokenizer, load_tokenizer, prepare_corpus
 from hvdkit.data.tokenizer import save_tokenizer
-from hvdkit.errors import CheckpointError, ConfigError
+from hvdkit.errors import CheckpointError, ConfigError, HvdkitError
 from hvdkit.models import LanguageModel, build_model, count_parameters, generate, load_model, load_weights, write_model
-from hvdkit.runtime import World, gather_objects, launch_info, together
-from hvdkit.train.aggregation import Aggregation, WeighedAggregation
+from hvdkit.runtime import World, gather_objects, launch_info, require_world, together
+from hvdkit.train.aggregation import Aggregation, ShardedAggregation, WeighedAggregation
 from hvdkit.train.config import TrainConfig
 from hvdkit.train.loop import Loop, Progress
 from hvdkit.train.loss import evaluate
@@ -40,6 +40,8 @@ def aggregate_with_hvdkit(optimizer: torch.optim.Optimizer, model: LanguageModel
     import hvdkit.optim as optim
     from hvdkit.runtime.dropin.functions import broadcast_parameters
 
+    if config.sharding:
+        return _sharded(optimizer, model, config)
     broadcast_parameters(model.state_dict(), root_rank=0)
     return WeighedAggregation(
         optim.DistributedOptimizer(
@@ -48,12 +50,28 @@ def aggregate_with_hvdkit(optimizer: torch.optim.Optimizer, model: LanguageModel
     )
 
 
+def _sharded(optimizer: torch.optim.Optimizer, model: LanguageModel, config: TrainConfig) -> Aggregation:
+    from hvdkit.sharding import can_share_weights, shard
+
+    shares = config.sharding < 3 and can_share_weights(require_world(), config.strategy)
+    _, sharded = shard(
+        model,
+        optimizer,
+        config.sharding,  # type: ignore[arg-type]
+        strategy=config.strategy,
+        shared_weights=shares,
+    )
+    return ShardedAggregation(model, sharded, config.sharding)
+
+
 def _check_aggregation(world: World, config: TrainConfig) -> None:
     from hvdkit.optim.compression import parse_compression
     from hvdkit.optim.distributed import check_strategy
 
     try:
-        parse_compression(config.compression)
+        compression = parse_compression(config.compression)
+        if config.sharding and compression is not parse_compression("none"):
+            raise ValueError(f"compression {config.compression} does not go with --sharding {config.sharding}")
         check_strategy(config.strategy, world, [world.device])
     except ValueError as error:
         raise ConfigError(f"--{str(error).replace('strategy=', 'strategy ', 1)}") from None
@@ -135,7 +153,8 @@ class Job:
         self.reporter.close()
         if metrics is not None:
             metrics.close()
-        self._summarise(time.time() - started)
+        with self.aggregation.whole():
+            self._summarise(time.time() - started)
         return self.validation_loss
 
     def save(self) -> Path:
@@ -151,7 +170,8 @@ class Job:
             "collectives": saved_choice(self.world),
         }
         checkpoints = self.folder / "checkpoints"
-        saved = save_checkpoint(self.world, checkpoints, self.loop.step, self._write_model, state)
+        with self.aggregation.whole():
+            saved = save_checkpoint(self.world, checkpoints, self.loop.step, self._write_model, state)
         if self.world.is_root:
             prune(checkpoints, self.config.keep)
         return saved
@@ -188,8 +208,8 @@ class Job:
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
         try:
-            self.aggregation.optimizer.load_state_dict(state["optimizer"])
-        except (ValueError, KeyError) as error:
+            self.aggregation.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError, HvdkitError) as error:
             raise CheckpointError(f"{checkpoint.folder}: its optimizer does not fit this run: {error}") from error
         if not restore_random_state(self.world, state["random"]):
             saved = len(state["random"]["cpu"])
@@ -217,8 +237,9 @@ class Job:
         autocast = self.config.precision == "bf16"
         batches = 0 if step == self.config.steps else self.config.eval_batches
         total = evaluate(
-            self.world, self.model, self.held_out, self.config.batch_size, batches=batches, autocast=autocast
-        )
+            self.world, self.model, self.held_out, self.config.batch_size, batches=batches, autocast=autocast,
+            runs_together=self.aggregation.runs_together,
+        )  # fmt: skip
         self.validation_loss = self._in_unit(total.mean())
         self.reporter.say(f"step {step}  validation loss {self.validation_loss:.4f} {self.unit}")
         if metrics is not None:
@@ -247,6 +268,8 @@ class Job:
             f"peak learning rate {config.peak_lr(world.size):.3g}"
         )
         say(f"--scaling {config.scaling}: {_SCALING[config.scaling]}")
+        for line in self.aggregation.describe():
+            say(line)
         if self.resumed:
             say(f"continued from {self.resumed.folder} at step {self.loop.step}")
         say(f"run folder: {self.folder}")

@@ -66,7 +66,6 @@ class Loop:
         )
         self._micro_batch = self.config.micro_batch(self.world.size)
         self._autocast = self.config.precision == "bf16"
-        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def run(self, report: Callable[[Progress], None], after_step: Callable[[int], None]) -> None:
         """Train to the last step. Collective. `after_step(steps done)` evaluates and saves when it is time."""
@@ -99,7 +98,7 @@ class Loop:
         loss_sum = self._accumulate(batch)
         self.aggregation.finish()
         if self.config.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self.config.clip_norm)
+            self.aggregation.clip(self.config.clip_norm)
         self.aggregation.step()
         self.position = self.sampler.following(self.position)
         self.step += 1
@@ -116,11 +115,28 @@ class Loop:
         self.aggregation.optimizer.zero_grad()
         total = LossSum()
         parts = [part for part in batch.split(self._micro_batch) if part.n_targets]
+        idle_passes = self._most_passes() - len(parts) if self.aggregation.runs_together else 0
+        passes = len(parts) + idle_passes
         for number, part in enumerate(parts):
             loss = mean_loss(self.model, part.to(self.world.device), self._autocast)
-            self.aggregation.backward(loss, part.n_targets, is_last=number == len(parts) - 1)
+            self.aggregation.backward(loss, part.n_targets, is_last=number == passes - 1)
             total.add(loss, part.n_targets)
+        for number in range(len(parts), passes):
+            self.aggregation.backward(self._idle_loss(), 0, is_last=number == passes - 1)
         return total
+
+    def _most_passes(self) -> int:
+        """How often the rank with the most samples runs the model in this step."""
+        rows = -(-len(self.sampler.global_indices(self.position)) // self.world.size)
+        return max(1, -(-rows // self._micro_batch))
+
+    def _idle_loss(self) -> torch.Tensor:
+        """A loss of 0 that went through the whole model, on a rank that has no samples left."""
+        first = self.sampler.global_indices(self.position)[:1]
+        batch = self.samples.batch(first, self.position.epoch).to(self.world.device)
+        with torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+            logits: torch.Tensor = self.model(batch.inputs)
+        return logits.float().sum() * 0.0
 
     def _set_learning_rate(self) -> float:
         rate = learning_rate(

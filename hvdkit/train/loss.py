@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -50,20 +51,27 @@ def mean_loss(model: LanguageModel, batch: Batch, autocast: bool = False) -> tor
 
 @torch.no_grad()
 def evaluate(
-    world: World, model: LanguageModel, samples: Samples, batch_size: int, *, batches: int = 0, autocast: bool = False
-) -> LossSum:
+    world: World, model: LanguageModel, samples: Samples, batch_size: int, *, batches: int = 0, autocast: bool = False,
+    runs_together: bool = False,
+) -> LossSum:  # fmt: skip
     """The loss on the first `batches` * `batch_size` samples (0 for all), divided over ranks, exact. Collective.
 
-    Without backward there is room for more samples at once than `batch_size`, and small batches would be slow.
+    Without backward there is room for more samples at once than `batch_size`, and small batches would be slow. With
+    `runs_together` every rank runs the model equally often, at the end perhaps for nothing.
     """
     was_training = model.training
     model.eval()
     count = min(len(samples), batches * batch_size) if batches else len(samples)
     tokens_at_once = min(_MOST_TOKENS, _MOST_LOGITS // model.vocab_size)
     at_once = max(batch_size, tokens_at_once // samples.context)
-    total = LossSum()
+    total, runs = LossSum(), 0
     for indices in evaluation_indices(count, at_once, world.rank, world.size):
         batch = samples.batch(indices)
         total.add(mean_loss(model, batch.to(world.device), autocast), batch.n_targets)
+        runs += 1
+    if runs_together:
+        most = max(gather_objects(world, runs))
+        for _ in range(runs, most):
+            mean_loss(model, samples.batch(np.zeros(1, dtype=np.int64)).to(world.device), autocast)
     model.train(was_training)
     return over_ranks(world, total)
