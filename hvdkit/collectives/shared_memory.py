@@ -230,6 +230,12 @@ class SharedMemory:
     def all_gather(self, part: torch.Tensor, out: torch.Tensor, counts: Sequence[int]) -> None:
         """See `Algorithm`. Reads and writes p times the bytes of a part per rank."""
         starts = starts_of(counts)
+        if len(set(counts)) == 1 and (everyones := self.tensors.everyones(part)) is not None:
+            for number in range(self._size):
+                rank = (self._index + number) % self._size  # not all from the same one at the same time
+                out[starts[rank] : starts[rank] + counts[rank]].copy_(everyones[rank])
+            self._window.barrier()
+            return
         block = self._window.slot_bytes // part.element_size()
         out[starts[self._index] : starts[self._index] + counts[self._index]].copy_(part)
         for first in range(0, max(counts), block):

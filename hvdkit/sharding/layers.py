@@ -67,6 +67,8 @@ class Layers:
         self._next: dict[tuple[bool, int], int] = {}
         """By whether it is backward, and a unit's number: the unit that came next the last time."""
         self._before: tuple[bool, int] | None = None
+        self._last = -1
+        """The unit that ran last before a backward pass, which begins with it."""
         self._handles: list[Any] = []
         for unit in self.units:
             self._handles.append(unit.module.register_forward_pre_hook(self._before_forward(unit), prepend=True))
@@ -97,7 +99,8 @@ class Layers:
                 self._watch_backward(unit, output)
             elif unit.number == 0:
                 self.release_all()
-            if unit.number and not _is_in_backward():
+            begins_backward = torch.is_grad_enabled() and unit.number == self._last
+            if unit.number and not begins_backward and not _is_in_backward():
                 self._release(unit)
 
         return hook
@@ -118,6 +121,8 @@ class Layers:
     def _begin_backward(self, unit: Unit) -> None:
         if not self._is_in_backward:
             self._is_in_backward = True
+            if self._before is not None:
+                self._last = self._before[1]
             at_end_of_backward(self._end_backward)
         self._send_open(besides=unit)
         self._gather(unit, is_backward=True)

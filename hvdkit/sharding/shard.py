@@ -174,9 +174,17 @@ def _storage(
     flat: Flat, parameters: Sequence[torch.Tensor], stage: int, collectives: Collectives, shared_weights: bool
 ) -> Storage:
     if stage == 3:
-        return PartStorage(flat, parameters, collectives.index, collectives.size)
+        return PartStorage(flat, parameters, collectives.index, _empty_part(flat, collectives))
     if shared_weights and flat.numel:
         assert isinstance(collectives, DirectCollectives)
         whole = collectives.shared_by_node((flat.numel,), flat.dtype)
         return NodeStorage(flat, parameters, collectives.index, whole)
     return WholeStorage(flat, parameters, collectives.index)
+
+
+def _empty_part(flat: Flat, collectives: Collectives) -> torch.Tensor:
+    """Memory for this rank's part: where the ranks of a node share memory, they then gather without copies between."""
+    count = flat.counts[collectives.index]
+    if isinstance(collectives, DirectCollectives) and flat.numel:
+        return collectives.empty_shared((max(flat.counts),), flat.dtype)[:count]
+    return torch.empty(count, dtype=flat.dtype, device=flat.device)

@@ -61,13 +61,13 @@ class PartStorage:
     Without it the parameters keep their shapes and read as NaN, in four bytes.
     """
 
-    def __init__(self, flat: Flat, parameters: Sequence[torch.Tensor], rank: int, size: int) -> None:
-        self._flat, self._rank = flat, rank
+    def __init__(self, flat: Flat, parameters: Sequence[torch.Tensor], rank: int, part: torch.Tensor) -> None:
+        """`part` is memory for this rank's part."""
+        self._flat = flat
         self._mine = [parameters[index] for index in flat.indices]
-        self._size = size
         whole = torch.cat([parameter.detach().reshape(-1) for parameter in self._mine])
         begin, end = flat.bounds(rank)
-        self.part = whole[begin:end].clone()
+        self.part = part.copy_(whole[begin:end])
         self._whole = whole
         self._views = [
             piece.view(parameter.shape)
