@@ -36,7 +36,7 @@ GPU_CHOICE := $(GPU)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE help setup train test test-% test-gloo lint bench-% clean
+.PHONY: FORCE help setup train test test-% test-gloo lint article bench-% clean
 
 help:
 	@echo "make setup            install everything into $(VENV) and build Horovod"
@@ -49,6 +49,8 @@ help:
 	@echo "make bench-step       a training step beside Horovod's and DDP's (bench-train: the main job's;"
 	@echo "                      bench-hosts: between two hosts; bench-straggler: one rank slower; bench-scaling: 1 to 8)"
 	@echo "make bench-compression  what compressed gradients cost in loss and save in bytes"
+	@echo "make bench-sharding   a step with a sharded model beside DDP's and FSDP2's"
+	@echo "make article          every command of ARTICLE.md"
 	@echo "make clean            remove $(VENV) and build products"
 
 setup: $(VENV)/.horovod-built
@@ -101,6 +103,9 @@ lint: setup
 	ruff check .
 	ruff format --check .
 	mypy
+
+article: setup
+	python benchmarks/run_article.py
 
 bench-%: setup
 	$(strip python benchmarks/bench_$(subst -,_,$*).py $(ARGS))

@@ -13,7 +13,7 @@ from hvdkit.optim.reducer import Reducer
 from hvdkit.optim.wrapped import Distributed, Settings, change_class
 from hvdkit.sharding.gradients import ShardedExchange
 from hvdkit.sharding.layers import Layers
-from hvdkit.sharding.memory import StateBytes
+from hvdkit.sharding.memory import StateBytes, state_bytes
 from hvdkit.sharding.shards import Shards
 
 
@@ -55,6 +55,31 @@ class Sharded(Distributed):
         if factor < 1.0:
             torch._foreach_mul_(gradients, factor)
         return total[0].float()
+
+    def summarise(self) -> list[str]:
+        """What the ranks held in the last step, beside the formula, in lines. Collective."""
+        shards = self.shards
+        held = self.memory()
+        everyones = shards.collectives.gather_objects([held], "hvdkit.sharding.summarise")
+        lines = [f"model state of rank {rank}: {_megabytes(item[0])}" for rank, item in enumerate(everyones)]
+        whole = sum(parameter.numel() for parameter in shards.parameters)
+        trained = sum(shard.flat.numel for shard in shards.shards if shard.flat.trains)
+        per_element = sum(
+            value.numel()
+            for entries in self.state.values()
+            for value in entries.values()
+            if torch.is_tensor(value) and value.dim()
+        ) / max(1, sum(held.tensor.numel() for held in shards.held()))
+        wanted = state_bytes(
+            shards.stage,
+            whole,
+            shards.collectives.size,
+            itemsize=shards.parameters[0].element_size(),
+            frozen=whole - trained,
+            state_per_parameter=per_element * shards.parameters[0].element_size() / 4,
+            shared_weights=shards.is_shared_by_node,
+        )
+        return [*lines, f"by the formula, per rank: {_megabytes(wanted)}"]
 
     @contextmanager
     def whole_on(self, rank: int) -> Iterator[None]:
@@ -189,3 +214,10 @@ def cut(value: Any, parameter: torch.Tensor, held: Any) -> Any:
         return value.clone() if isinstance(value, torch.Tensor) else value
     piece = held.piece
     return value.reshape(-1)[piece.begin : piece.end].clone().view(held.tensor.shape)
+
+
+def _megabytes(held: StateBytes) -> str:
+    parts = (held.parameters, held.gradients, held.optimizer)
+    parameters, gradients, optimizer = (f"{part / 1e6:.1f}" for part in parts)
+    total = held.total / 1e6
+    return f"parameters {parameters} MB, gradients {gradients} MB, optimizer {optimizer} MB, in all {total:.1f} MB"

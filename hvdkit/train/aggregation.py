@@ -37,6 +37,9 @@ class Aggregation(Protocol):
     def describe(self) -> list[str]:
         """What a user should know of it, in lines. Collective."""
 
+    def summarise(self) -> list[str]:
+        """What a user should know of it when training is over, in lines. Collective."""
+
     def cost(self) -> tuple[float, float]:
         """Bytes sent and seconds of exposed communication so far, of this rank."""
 
@@ -84,6 +87,10 @@ class WeighedAggregation:
         """See `Aggregation`."""
         return []
 
+    def summarise(self) -> list[str]:
+        """See `Aggregation`."""
+        return []
+
     def cost(self) -> tuple[float, float]:
         """See `Aggregation`."""
         return self.optimizer.statistics.bytes_sent, self.optimizer.statistics.exposed_seconds
@@ -122,3 +129,7 @@ class ShardedAggregation(WeighedAggregation):
     def describe(self) -> list[str]:
         """See `Aggregation`."""
         return list(self.optimizer.describe())
+
+    def summarise(self) -> list[str]:
+        """See `Aggregation`."""
+        return list(self.optimizer.summarise())

@@ -30,6 +30,7 @@ from hvdkit.train.loss import evaluate
 from hvdkit.train.metrics import Metrics, read_metrics
 from hvdkit.train.picture import draw_losses
 from hvdkit.train.report import Reporter, duration, plural, size
+from hvdkit.train.room import check_room
 from hvdkit.train.run_folder import make_run_folder
 
 Aggregate = Callable[[torch.optim.Optimizer, LanguageModel, TrainConfig], Aggregation]
@@ -51,9 +52,9 @@ def aggregate_with_hvdkit(optimizer: torch.optim.Optimizer, model: LanguageModel
 
 
 def _sharded(optimizer: torch.optim.Optimizer, model: LanguageModel, config: TrainConfig) -> Aggregation:
-    from hvdkit.sharding import can_share_weights, shard
+    from hvdkit.sharding import shard
 
-    shares = config.sharding < 3 and can_share_weights(require_world(), config.strategy)
+    shares = _shares(require_world(), config)
     _, sharded = shard(
         model,
         optimizer,
@@ -62,6 +63,14 @@ def _sharded(optimizer: torch.optim.Optimizer, model: LanguageModel, config: Tra
         shared_weights=shares,
     )
     return ShardedAggregation(model, sharded, config.sharding)
+
+
+def _shares(world: World, config: TrainConfig) -> bool:
+    """Whether the node's ranks keep one copy of the weights: wherever that can be had, since the loop never writes to
+    a weight but by its optimizer. Collective at its first call."""
+    from hvdkit.sharding import can_share_weights
+
+    return config.sharding in (1, 2) and can_share_weights(world, config.strategy)
 
 
 def _check_aggregation(world: World, config: TrainConfig) -> None:
@@ -99,6 +108,7 @@ class Job:
         )
         torch.manual_seed(config.seed)
         self.model = together(world, lambda: self._build(source))
+        together(world, lambda: check_room(world, self.model, config.sharding, shared_weights=_shares(world, config)))
         self.samples = self.corpus.samples("train", self.model.objective, config.context, config.seed)
         self.held_out = self.corpus.samples("validation", self.model.objective, config.context, config.seed)
         continues = config.resume is not None and config.out is None
@@ -153,8 +163,9 @@ class Job:
         self.reporter.close()
         if metrics is not None:
             metrics.close()
+        lines = self.aggregation.summarise()
         with self.aggregation.whole():
-            self._summarise(time.time() - started)
+            self._summarise(time.time() - started, lines)
         return self.validation_loss
 
     def save(self) -> Path:
@@ -274,7 +285,7 @@ class Job:
             say(f"continued from {self.resumed.folder} at step {self.loop.step}")
         say(f"run folder: {self.folder}")
 
-    def _summarise(self, seconds: float) -> None:
+    def _summarise(self, seconds: float, lines: list[str]) -> None:
         timing = self.loop.timing
         peak = max(gather_objects(self.world, _peak_memory(self.world)))
         if not self.world.is_root:
@@ -289,6 +300,8 @@ class Job:
                 f"{size(timing.bytes_sent / timing.steps)} sent per step and rank"
             )
         say(f"  peak memory {size(peak)} per rank; validation loss {self.validation_loss:.4f} {self.unit}")
+        for line in lines:
+            say(f"  {line}")
         picture = self.folder / "loss.png"
         if draw_losses(picture, f"{self.model.name}, {self.world.size} ranks", self.unit, read_metrics(self.folder)):
             say(f"  loss curves: {picture}")

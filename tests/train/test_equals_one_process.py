@@ -51,8 +51,12 @@ def plain_losses(config: TrainConfig, samples: Samples, vocab_size: int) -> dict
         {"accumulate": 2},
         {"model": "bert-toy"},
         {"clip_norm": 1e-3, "weight_decay": 0.5},
+        {"sharding": 1},
+        {"sharding": 2, "accumulate": 2},
+        {"sharding": 3, "accumulate": 2},
+        {"sharding": 3, "model": "bert-toy", "clip_norm": 1e-3},
     ],
-    ids=["gpt", "accumulated", "bert", "clipped"],
+    ids=["gpt", "accumulated", "bert", "clipped", "stage 1", "stage 2", "stage 3", "stage 3, bert"],
 )
 def test_losses_of_a_plain_loop(world: World, shared_path: Path, options: dict[str, Any]) -> None:
     data = write_text_together(world, shared_path / "text")
