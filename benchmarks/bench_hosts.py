@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 from benchmarks.host_calls import measure_all_reduces
-from benchmarks.job import print_record, print_table
+from benchmarks.job import print_record, print_table, write_page
 from benchmarks.measured_job import JobError, end_when_told, report, run_job
 from benchmarks.step_arms import ARMS, SIZES, StepOptions, measure_steps
 from benchmarks.step_picture import draw_hosts
@@ -127,8 +127,8 @@ def label(algorithm: str) -> str:
     return LIBRARIES[algorithm].label if algorithm in LIBRARIES else algorithm
 
 
-def print_all_reduces(records: Sequence[dict[str, Any]]) -> None:
-    """The table of one link."""
+def print_all_reduces(records: Sequence[dict[str, Any]]) -> str:
+    """The table of one link; returns it as Markdown."""
     rows: list[list[str]] = []
     stock = {record["bytes"]: record["median_s"] for record in records if record["algorithm"] == "stock"}
     for record in records:
@@ -138,7 +138,7 @@ def print_all_reduces(records: Sequence[dict[str, Any]]) -> None:
         ratio = f"{stock[record['bytes']] / record['median_s']:.2f}" if record["bytes"] in stock else "-"
         times = [f"{record[key] * 1e3:.2f}" for key in ("median_s", "mean_s")]
         rows.append([size, label(record["algorithm"]), *times, f"{record['median_s'] / bound_s:.2f}", ratio])
-    print_table(
+    return print_table(
         f"\nall-reduce of float32, {len(NAMES)} hosts x {RANKS_PER_HOST} ranks, {records[0]['megabits_per_s']} Mbit/s",
         ["KiB", "algorithm", "median ms", "mean ms", "time / bound", "times as fast as stock"],
         rows,
@@ -164,8 +164,8 @@ def compare_steps(
     return [{**common, "arm": arm, "mean_s": statistics.mean(jobs), "job_mean_s": jobs} for arm, jobs in means.items()]
 
 
-def print_steps(records: Sequence[dict[str, Any]]) -> None:
-    """The table of the training steps."""
+def print_steps(records: Sequence[dict[str, Any]]) -> str:
+    """The table of the training steps; returns it as Markdown."""
     first = records[0]
     stock = next((record["mean_s"] for record in records if record["arm"] == "stock"), None)
     rows = [
@@ -177,7 +177,7 @@ def print_steps(records: Sequence[dict[str, Any]]) -> None:
         ]
         for record in records
     ]
-    print_table(
+    return print_table(
         f"\na training step of {first['model']} ({SIZES[first['model']].batch_size} sequences of "
         f"{SIZES[first['model']].config.context} per rank, 1 thread, {first['optimizer']}), {len(NAMES)} hosts x "
         f"{RANKS_PER_HOST} ranks, {first['megabits_per_s']} Mbit/s",
@@ -233,17 +233,18 @@ def main() -> None:
 
 
 def _measure_on(hosts: Sequence[Host], options: argparse.Namespace) -> tuple[list[Any], list[Any]]:
-    reduces = []
+    reduces, parts = [], []
     for megabits in options.megabits if options.kib else ():
         sizes = [kib * KIB for kib in options.kib]
         reduces += compare_all_reduces(hosts, megabits, sizes, options.libraries, options.rounds, options.budget)
-        print_all_reduces([record for record in reduces if record["megabits_per_s"] == megabits])
+        parts.append(print_all_reduces([record for record in reduces if record["megabits_per_s"] == megabits]))
     steps = []
     if options.arms:
         step = StepOptions(options.model, "sgd", threads=1, steps=options.steps, warmup=2)
         steps = compare_steps(hosts, options.megabits[0], step, options.arms, options.rounds)
         if steps:
-            print_steps(steps)
+            parts.append(print_steps(steps))
+    write_page(options.results, "hosts", f"{len(NAMES)} hosts of {RANKS_PER_HOST} ranks", parts)
     print_record("hosts", RANKS, {"all_reduce": reduces, "step": steps})
     return reduces, steps
 

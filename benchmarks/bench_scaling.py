@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from torch import nn
 
-from benchmarks.job import print_record, print_table
+from benchmarks.job import print_record, print_table, write_page
 from benchmarks.measured_job import JobError, end_when_told, on_this_machine, report, run_job
 from benchmarks.predicted_communication import predict_communication_s
 from benchmarks.step_arms import OPTIMIZERS, SIZES, StepOptions, measure_steps
@@ -96,8 +96,8 @@ def _throughput(one_rank: dict[str, Any]) -> float:
     return float(one_rank["tokens_per_step"] / one_rank["mean_s"])
 
 
-def print_scaling(records: Sequence[dict[str, Any]], title: str) -> None:
-    """The table; the columns of the whole prediction are there where there is one for every point."""
+def print_scaling(records: Sequence[dict[str, Any]], title: str) -> str:
+    """The table, also returned as Markdown; the columns of the whole prediction are there where there is one for every point."""
     has_prediction = all(record["predicted_s"] is not None for record in records)
     header = ["scaling", "ranks", "sequences per rank", "step ms", "tokens/s", "efficiency", "compute alone ms",
               "efficiency"]  # fmt: skip
@@ -111,7 +111,7 @@ def print_scaling(records: Sequence[dict[str, Any]], title: str) -> None:
             row += [f"{record['predicted_s'] * 1e3:.1f}", f"{record['predicted_efficiency']:.2f}",
                     f"{record['step_s'] / record['predicted_s']:.2f}"]  # fmt: skip
         rows.append(row)
-    print_table(f"\n{title}", header, rows)
+    return print_table(f"\n{title}", header, rows)
 
 
 def _predict(model: nn.Module) -> dict[str, Any]:
@@ -153,8 +153,9 @@ def main() -> None:
     records = evaluate(plans, measured, options.threads, cores)
     machine = f"{options.threads} thread(s) per rank on {cores} cores"
     sequences = f"sequences of {SIZES[options.model].config.context}"
-    print_scaling(records, f"training {options.model} with {options.optimizer}, {machine}, {sequences}")
+    part = print_scaling(records, f"training {options.model} with {options.optimizer}, {machine}, {sequences}")
     print_record("scaling", max(ranks), records)
+    write_page(options.results, "scaling", "Training on 1 to 8 ranks", [part])
     print(f"picture: {draw_scaling(records, cores / options.threads, options.results / 'scaling.png')}")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.bench_step import MEBIBYTE, compare, fitting
-from benchmarks.job import markdown, print_record, print_table
+from benchmarks.job import print_record, print_table, write_page
 from benchmarks.measured_job import JobError
 from benchmarks.step_arms import ARMS, SIZES, StepOptions
 from benchmarks.step_picture import draw_steps
@@ -74,7 +74,7 @@ def main() -> None:
         arm, *words, folder = options.rank_of
         take_turns(arm, StepOptions.from_words(words), Path(folder))
         return
-    comparisons, tables = [], []
+    comparisons, parts = [], []
     for ranks in options.ranks:
         for model in options.models:
             step = StepOptions(model, "adamw", max(1, len(usable_cores()) // ranks), options.steps)
@@ -83,14 +83,10 @@ def main() -> None:
             except (JobError, JobFailedError) as error:
                 sys.exit(str(error))
             comparisons.append(records)
-            tables.append(table(records))
-            title, header, rows = tables[-1]
-            print_table(f"\n{title}", header, rows)
+            title, header, rows = table(records)
+            parts.append(print_table(f"\n{title}", header, rows))
     print_record("sharding", options.ranks, [record for records in comparisons for record in records])
-    options.results.mkdir(parents=True, exist_ok=True)
-    (options.results / "sharding.md").write_text(
-        "\n".join(f"{title}\n\n{markdown(header, rows)}\n" for title, header, rows in tables)
-    )
+    write_page(options.results, "sharding", "A training step with a sharded model", parts)
     print(f"picture: {draw_steps(comparisons, options.results / 'sharding.png')}")
 
 

@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.job import print_record, print_table
+from benchmarks.job import print_record, print_table, write_page
 from benchmarks.measured_job import JobError
 from benchmarks.step_arms import ARMS, OPTIMIZERS, SIZES, StepOptions
 from benchmarks.step_picture import draw_steps
@@ -113,8 +113,8 @@ def _check_losses(records: list[dict[str, Any]], options: StepOptions) -> None:
         raise JobError(f"the arms did not train the same {options.model}: losses at the last timed step {losses}")
 
 
-def print_comparison(records: list[dict[str, Any]]) -> None:
-    """The table of one model, optimizer and number of ranks."""
+def print_comparison(records: list[dict[str, Any]]) -> str:
+    """The table of one model, optimizer and number of ranks; returns it as Markdown."""
     first = records[0]
     exposed = {record["arm"]: statistics.mean(record["exposed_s"]) for record in records if record["exposed_s"]}
     rows = [
@@ -135,7 +135,7 @@ def print_comparison(records: list[dict[str, Any]]) -> None:
     machine = f"{first['ranks']} ranks x {first['threads']} threads on {len(usable_cores())} cores"
     model = f"GPT of {first['parameters'] / 1e6:.1f}M parameters ({first['model']}), {first['optimizer']}"
     tokens = f"{first['tokens_per_rank']} tokens per rank in sequences of {SIZES[first['model']].config.context}"
-    print_table(f"\na training step, {machine}: {model}, {tokens}", header, rows)
+    return print_table(f"\na training step, {machine}: {model}, {tokens}", header, rows)
 
 
 def main() -> None:
@@ -156,7 +156,7 @@ def main() -> None:
         arm, *words, folder = options.rank_of
         take_turns(arm, StepOptions.from_words(words), Path(folder))
         return
-    everything = []
+    everything, parts = [], []
     cores = len(usable_cores())
     for ranks in options.ranks:
         comparisons = []
@@ -169,9 +169,10 @@ def main() -> None:
                     comparisons.append(compare(ranks, step, arms, options.rounds))
                 except (JobError, JobFailedError) as error:
                     sys.exit(str(error))
-                print_comparison(comparisons[-1])
+                parts.append(print_comparison(comparisons[-1]))
         print_record("step", ranks, [record for records in comparisons for record in records])
         everything += comparisons
+    write_page(options.results, "step", "A training step", parts)
     print(f"picture: {draw_steps(everything, options.results / 'step.png')}")
 
 

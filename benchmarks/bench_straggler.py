@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from benchmarks.job import print_record, print_table
+from benchmarks.job import print_record, print_table, write_page
 from benchmarks.measured_job import JobError, end_when_told, on_this_machine, report, run_job
 from benchmarks.step_picture import draw_stragglers
 from hvdkit.runtime.world import usable_cores
@@ -177,8 +177,8 @@ def conclude(findings: Findings) -> str:
     )
 
 
-def print_findings(ranks: int, nbytes: int, factor: float, work_ms: float, findings: Findings) -> None:
-    """The table of one number of ranks and one size, and the sentence."""
+def print_findings(ranks: int, nbytes: int, factor: float, work_ms: float, findings: Findings) -> str:
+    """The table of one number of ranks and one size, and the sentence; returns them as Markdown."""
     rows = []
     for arm in findings.arms:
         row = [arm, f"{findings.round_s(arm, 'even') * 1e3:.2f}"]
@@ -189,9 +189,10 @@ def print_findings(ranks: int, nbytes: int, factor: float, work_ms: float, findi
         rows.append(row)
     own = ", ".join(f"{where} {findings.delay_s(ALONE, where) * 1e3:.2f} ms" for where in SITUATIONS[1:])
     header = ["arm", "even round ms", "first slow ms", "added ms", "+-", "last slow ms", "added ms", "+-"]
-    print_table(f"\nall-reduce of {nbytes / KIB:.0f} KiB after {work_ms:g} ms of work, one rank {factor:g} times as "
+    shown = print_table(f"\nall-reduce of {nbytes / KIB:.0f} KiB after {work_ms:g} ms of work, one rank {factor:g} times as "
                 f"slow, {ranks} ranks on {len(usable_cores())} cores (own delay: {own})", header, rows)  # fmt: skip
     print(conclude(findings), flush=True)
+    return f"{shown}\n{conclude(findings)}\n"
 
 
 def main() -> None:
@@ -211,7 +212,7 @@ def main() -> None:
         report(options.as_rank, measure(options.factor, options.work_ms, sizes, options.rounds))
         return
     end_when_told()
-    everything = []
+    everything, parts = [], []
     for ranks in options.ranks:
         words = ["--factor", str(options.factor), "--work-ms", str(options.work_ms), "--rounds", str(options.rounds),
                  "--kib", *map(str, options.kib), "--as-rank"]  # fmt: skip
@@ -224,9 +225,10 @@ def main() -> None:
         records = summarise(ranks, reports)
         for nbytes in sizes:
             findings = Findings([record for record in records if record["bytes"] == nbytes])
-            print_findings(ranks, nbytes, options.factor, options.work_ms, findings)
+            parts.append(print_findings(ranks, nbytes, options.factor, options.work_ms, findings))
         print_record("straggler", ranks, {"factor": options.factor, "work_ms": options.work_ms, "rounds": records})
         everything += records
+    write_page(options.results, "straggler", "An all-reduce with a slow rank", parts)
     print(f"picture: {draw_stragglers(everything, options.factor, options.results / 'straggler.png')}")
 
 

@@ -32,11 +32,23 @@ def run_ranks(ranks: int, script: str, *words: str, env: Mapping[str, str] | Non
         sys.exit(status)
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """One aligned table; every column's unit stands in `header`."""
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """One aligned table; every column's unit stands in `header`. Returns it as Markdown, for `write_page`."""
     print(title)
     print(*aligned([header, *rows], "  "), sep="\n")
     print(flush=True)
+    return f"{title.strip()}:\n\n{markdown(header, rows)}\n"
+
+
+def write_page(folder: Path, benchmark: str, heading: str, parts: Sequence[str]) -> None:
+    """Write `folder`/BENCHMARK.md, making the folder: the machine, then `parts`, then the picture beside it."""
+    from benchmarks.machine import describe_machine
+
+    machine = "\n".join(f"- {name}: {value}" for name, value in describe_machine().items())
+    head = f"# {heading}\n\nProduced by `make bench-{benchmark}`.\n\n{machine}\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / f"{benchmark}.md") as path:
+        path.write_text("\n".join([head, *parts, f"![{heading}]({benchmark}.png)\n"]), encoding="utf-8")
 
 
 def aligned(rows: Sequence[Sequence[object]], between: str) -> list[str]:

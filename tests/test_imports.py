@@ -14,6 +14,7 @@ LAYERS = [
     ["cli"],
     ["train"],
     ["launch"],
+    ["sharding"],
     ["checkpoint"],
     ["models"],
     ["data"],

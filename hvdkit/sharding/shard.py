@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from hvdkit.collectives import Collectives, DirectCollectives, check_strategy, direct_collectives, why_no_direct
-from hvdkit.compression import Compression
 from hvdkit.errors import HvdkitError
+from hvdkit.optim.compression import NoneCompressor
 from hvdkit.optim.options import ReducerOptions
 from hvdkit.optim.wrapped import Connection, Distributed
 from hvdkit.runtime import World, require_world
@@ -97,7 +97,7 @@ def shard(
     overlaps = overlap if overlap is not None else world.threads > torch.get_num_threads() or world.cross_size > 1
     hooked = Layers(model, made, collectives, runs_ahead=overlaps) if stage == 3 else None
     options = ReducerOptions(
-        Compression.none, passes=backward_passes_per_step, weight=weight, overlap=overlaps and stage > 1
+        NoneCompressor, passes=backward_passes_per_step, weight=weight, overlap=overlaps and stage > 1
     )
     wrap(optimizer, shards, hooked, options, connect)
     return model, optimizer
