@@ -97,7 +97,7 @@ def _throughput(one_rank: dict[str, Any]) -> float:
 
 
 def print_scaling(records: Sequence[dict[str, Any]], title: str) -> str:
-    """The table, also returned as Markdown; the columns of the whole prediction are there where there is one for every point."""
+    """The table; the columns of the whole prediction are there where there is one for every point. Returns Markdown."""
     has_prediction = all(record["predicted_s"] is not None for record in records)
     header = ["scaling", "ranks", "sequences per rank", "step ms", "tokens/s", "efficiency", "compute alone ms",
               "efficiency"]  # fmt: skip

@@ -189,8 +189,9 @@ def print_findings(ranks: int, nbytes: int, factor: float, work_ms: float, findi
         rows.append(row)
     own = ", ".join(f"{where} {findings.delay_s(ALONE, where) * 1e3:.2f} ms" for where in SITUATIONS[1:])
     header = ["arm", "even round ms", "first slow ms", "added ms", "+-", "last slow ms", "added ms", "+-"]
-    shown = print_table(f"\nall-reduce of {nbytes / KIB:.0f} KiB after {work_ms:g} ms of work, one rank {factor:g} times as "
-                f"slow, {ranks} ranks on {len(usable_cores())} cores (own delay: {own})", header, rows)  # fmt: skip
+    title = (f"all-reduce of {nbytes / KIB:.0f} KiB after {work_ms:g} ms of work, one rank {factor:g} times as slow, "
+             f"{ranks} ranks on {len(usable_cores())} cores (own delay: {own})")  # fmt: skip
+    shown = print_table(f"\n{title}", header, rows)
     print(conclude(findings), flush=True)
     return f"{shown}\n{conclude(findings)}\n"
 
