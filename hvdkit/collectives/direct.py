@@ -19,6 +19,7 @@ from hvdkit.collectives.group import Group
 from hvdkit.collectives.interface import Done, ReduceOp, Work
 from hvdkit.collectives.levels import Levels
 from hvdkit.collectives.meeting import Call, Meeting
+from hvdkit.collectives.outputs import empty_output
 from hvdkit.collectives.plans import Plan, flat_of, movable_view, traits
 from hvdkit.collectives.queue import Queue, Started
 from hvdkit.collectives.ready import EVERYTHING, ReadyExchanges
@@ -216,9 +217,9 @@ class DirectCollectives:
 
     def _gather_rows(self, rows: torch.Tensor, strategy: str) -> torch.Tensor:
         lengths = self._lengths(len(rows))
-        width = int(np.prod(rows.shape[1:], dtype=np.int64)) * (2 if rows.is_complex() else 1)
+        width = math.prod(rows.shape[1:]) * (2 if rows.is_complex() else 1)
         counts = [length * width for length in lengths]
-        out = rows.new_empty((sum(lengths), *rows.shape[1:]))
+        out = empty_output((sum(lengths), *rows.shape[1:]), rows.dtype)
         if out.numel():
             name = self.algorithms.resolve("all_gather", max(counts) * rows.element_size(), strategy)
             gather = self.algorithms.method("all_gather", name)
@@ -246,8 +247,8 @@ class DirectCollectives:
         plan = self._meet(check, ("reduce_scatter", *traits(tensor), op, strategy, name))
         base, extra = divmod(len(tensor), self.size)
         rows = [base + (rank < extra) for rank in range(self.size)]
-        width = int(np.prod(tensor.shape[1:], dtype=np.int64))
-        out = tensor.new_empty((rows[self.index], *tensor.shape[1:]))
+        width = math.prod(tensor.shape[1:])
+        out = empty_output((rows[self.index], *tensor.shape[1:]), tensor.dtype)
         if tensor.numel():
             flat = flat_of(tensor)
             plan.method(flat, out.view(-1), [count * width for count in rows], plan.reduction)
@@ -405,7 +406,7 @@ class DirectCollectives:
         algorithm = self.algorithms.resolve(kind, tensor.nbytes, strategy)
         count = tensor.numel()
         if kind == "all_gather":
-            algorithm, count = strategy, int(np.prod(tensor.shape[1:], dtype=np.int64))
+            algorithm, count = strategy, math.prod(tensor.shape[1:])
         return Call(kind, algorithm, op, tensor.dtype, count, is_weighted, root, name, tuple(tensor.shape))
 
     def _meet(self, check: Callable[[], Call], key: tuple[Any, ...]) -> "Plan":

@@ -82,9 +82,15 @@ class ShardedExchange:
 
     def gradient_is_ready(self, index: int, fires: int) -> None:
         """The gradient of parameter `index` was accumulated for the `fires`-th time in this backward."""
+        shard = self._shards.shard_of.get(index)
+        if shard is None or not shard.flat.trains:
+            raise HvdkitError(
+                f"{self._shards.names[index]} was frozen when hvd.shard() was called, so no optimizer steps it: "
+                "unfreeze before"
+            )
         if self._shards.stage != 2 or fires != 1:
             return
-        number = self._number[id(self._shards.shard_of[index])]
+        number = self._number[id(shard)]
         self._missing[number] -= 1
         while self._next < len(self._order) and not self._missing[self._next]:
             self._send(self._next)

@@ -206,6 +206,7 @@ def wrap(
     optimizer.shards, optimizer.layers, optimizer.group_indices = shards, layers, group_indices
     if layers is not None:
         layers.reducer = reducer
+    reducer.prepare()  # now, since the first gradients may come at different moments
 
 
 def cut(value: Any, parameter: torch.Tensor, held: Any) -> Any:
