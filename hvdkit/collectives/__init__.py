@@ -13,6 +13,7 @@ from hvdkit.collectives.interface import Collectives, Done, ReduceOp, Work
 from hvdkit.collectives.join import join
 from hvdkit.collectives.levels import Levels
 from hvdkit.collectives.naive import Naive
+from hvdkit.collectives.window import NoRoomError
 
 __all__ = [
     "NAMES",
@@ -23,6 +24,7 @@ __all__ = [
     "HorovodEngine",
     "Levels",
     "Naive",
+    "NoRoomError",
     "ReduceOp",
     "Work",
     "check_strategy",

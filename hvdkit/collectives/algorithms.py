@@ -39,6 +39,7 @@ class Algorithms:
         self.group = group
         self.choose: Callable[[str, int], str] = lambda collective, nbytes: "mpi"
         """(collective, bytes) -> the name of the algorithm that "auto" means."""
+        self._has_warned = False
         self.reasons: dict[str, str] = {}
         """Why an algorithm is not to be had here."""
         self._made: dict[str, Any] = {"horovod": horovod, "mpi": MpiLibrary(group), "ring": Ring(group),
@@ -109,7 +110,8 @@ class Algorithms:
             try:
                 tensor: torch.Tensor = self._made["shared_memory"].tensors.empty(shape, dtype)
             except NoRoomError as error:
-                if self.group.index == 0:
+                if self.group.index == 0 and not self._has_warned:
+                    self._has_warned = True
                     _log.warning("empty_shared: an ordinary tensor, for want of room: %s", error)
             else:
                 return tensor

@@ -130,6 +130,15 @@ class Reducer:
         """Whether gradients are aggregated at the end of the backward that is running or comes next."""
         return not self.is_paused and self._passes_done + 1 >= self.passes
 
+    @property
+    def is_backward_running(self) -> bool:
+        """Whether a gradient has come in a backward that has not ended."""
+        return self._is_backward_running
+
+    def have_fired(self, indices: Sequence[int]) -> bool:
+        """Whether gradients of all these parameters have come in the backward that is running."""
+        return self._is_backward_running and all(self._fires[index] for index in indices)
+
     def prepare(self) -> None:
         """Make the plan where it does not depend on a first backward. Collective then."""
         if self._make_exchange is not None and self._exchange is None:

@@ -46,14 +46,21 @@ class ShardedExchange:
         self._weighting, self._statistics = weighting, statistics
         place = {index: number for number, index in enumerate(agreed.order)}
         # A flat is complete with the last of its gradients.
-        self._order = sorted(shards.trained, key=lambda shard: max(place.get(i, 0) for i in shard.flat.indices))
-        self._number = {id(shard): number for number, shard in enumerate(self._order)}
+        self._put_in_order(
+            sorted(shards.trained, key=lambda shard: max(place.get(index, 0) for index in shard.flat.indices))
+        )
         self._overlaps = agreed.overlap is not Overlap.NEVER
         self.inverse = 1.0
         self.written: list[Any] = []
         self._begin()
 
+    def _put_in_order(self, shards: list[Shard]) -> None:
+        """From the next backward on; alike on all ranks."""
+        self._order = shards
+        self._number = {id(shard): number for number, shard in enumerate(shards)}
+
     def _begin(self) -> None:
+        self._has_old = False
         self._works: list[Work] = []
         self._is_sent = [False] * len(self._order)
         self._missing = [len(shard.flat.indices) for shard in self._order]
@@ -125,7 +132,7 @@ class ShardedExchange:
             self._wait()
             is_used = self._is_used
             assert is_used is not None
-            if self._next_unit is not None and any(held.tensor.grad is not None for held in self._shards.held()):
+            if self._next_unit is not None and self._has_old:
                 raise HvdkitError(
                     "backward() ran again on gradients that are already aggregated, which has no meaning with weigh(): "
                     "call step() or zero_grad() first, or accumulate with no_sync()"
@@ -138,6 +145,8 @@ class ShardedExchange:
             if self._shards.stage > 1:
                 self._shards.gradient_bytes = self._shards.bytes_held()["gradients"]
             self._weighting.unit = self._next_unit or self._weighting.unit
+            # What nobody used would keep the others waiting, at stage 2.
+            self._put_in_order(sorted(self._order, key=lambda shard: not any(is_used[i] for i in shard.flat.indices)))
             return True
         finally:
             self._begin()
@@ -219,9 +228,11 @@ class ShardedExchange:
         for shard, is_late in zip(self._order, late, strict=True):
             for index in shard.flat.indices if is_late else ():
                 self._present[index] |= self._parameters[index].grad is not None and not self._is_silent
-        flags = torch.tensor([*self._present, *late], dtype=torch.int32)
+        has_old = any(held.tensor.grad is not None for held in self._shards.held())
+        flags = torch.tensor([*self._present, *late, has_old], dtype=torch.int32)
         self._collectives.all_reduce_async_(flags, f"{self._agreed.key}.flags").wait()
-        used, late_on = flags.split([len(self._parameters), len(self._order)])
+        used, late_on, has_old_on = flags.split([len(self._parameters), len(self._order), 1])
+        self._has_old = bool(has_old_on.item())
         for number in torch.nonzero(late_on).flatten().tolist():
             shard = self._order[number]
             more = [None if self._is_silent else self._parameters[index].grad for index in shard.flat.indices]

@@ -33,6 +33,8 @@ class Unit:
     def __init__(self, number: int, module: nn.Module, shards: Sequence[Shard]) -> None:
         self.number, self.module, self.shards = number, module, list(shards)
         self.under_way: Work | None = None
+        self.is_lent = False
+        """Whether its module can run: alike on all ranks, whatever memory is freed already."""
 
     @property
     def storages(self) -> list[PartStorage]:
@@ -40,14 +42,14 @@ class Unit:
         return [shard.storage for shard in self.shards if isinstance(shard.storage, PartStorage)]
 
     @property
-    def is_whole(self) -> bool:
-        """Whether its module can run."""
-        return all(storage.is_whole for storage in self.storages)
+    def trained(self) -> list[int]:
+        """The indices of its trained parameters."""
+        return [index for shard in self.shards if shard.flat.trains for index in shard.flat.indices]
 
-    @property
-    def has_all_gradients(self) -> bool:
-        """Whether all its trained parameters have a gradient."""
-        return all(p.grad is not None for shard in self.shards if shard.flat.trains for p in shard.parameters)
+    def free(self) -> None:
+        """Give the memory back."""
+        for storage in self.storages:
+            storage.release()
 
 
 class Layers:
@@ -55,9 +57,9 @@ class Layers:
 
     def __init__(
         self, model: nn.Module, units: Sequence[tuple[nn.Module, Sequence[Shard]]], collectives: Collectives, *,
-        runs_ahead: bool,
+        key: str, runs_ahead: bool,
     ) -> None:  # fmt: skip
-        self._collectives, self._runs_ahead = collectives, runs_ahead
+        self._collectives, self._key, self._runs_ahead = collectives, key, runs_ahead
         self.units = [Unit(number, module, shards) for number, (module, shards) in enumerate(units)]
         self.exchange: ShardedExchange | None = None
         self.reducer: Reducer | None = None
@@ -73,16 +75,31 @@ class Layers:
         for unit in self.units:
             self._handles.append(unit.module.register_forward_pre_hook(self._before_forward(unit), prepend=True))
             self._handles.append(unit.module.register_forward_hook(self._after_forward(unit)))
+        unit_of = {id(p): unit for unit in self.units for shard in unit.shards for p in shard.parameters}
         for module in model.modules():
+            users = {unit_of[id(p)] for p in module.parameters(recurse=False)}
+            if users - {unit for unit in self.units if unit.module is module}:
+                self._handles.append(module.register_forward_pre_hook(self._check(users)))
             self._handles.append(module.register_state_dict_pre_hook(self._refuse_state))
             self._handles.append(module.register_load_state_dict_pre_hook(self._refuse_state))
 
     def _refuse_state(self, *_: Any) -> None:
-        if not all(unit.is_whole for unit in self.units):
+        if not all(storage.is_whole for unit in self.units for storage in unit.storages):
             raise HvdkitError(
                 "this model's weights are cut over the ranks: use hvd.full_state_dict(model, optimizer) and "
                 "hvd.load_full_state_dict, or the sharded ones"
             )
+
+    def _check(self, users: set[Unit]) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            for unit in users:
+                if not unit.is_lent and not self._is_held:
+                    raise HvdkitError(
+                        f"a {type(module).__name__} runs while its weights are not gathered: call the model, or the "
+                        f"{type(unit.module).__name__} that it belongs to, or name other layers= in hvd.shard()"
+                    )
+
+        return hook
 
     def _before_forward(self, unit: Unit) -> Any:
         def hook(module: nn.Module, args: Any) -> None:
@@ -92,31 +109,39 @@ class Layers:
         return hook
 
     def _after_forward(self, unit: Unit) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
             if self._is_held:
-                return
+                return None
+            is_watched = True
             if torch.is_grad_enabled():
-                self._watch_backward(unit, output)
+                if any(output is given for given in args) and isinstance(output, torch.Tensor):
+                    output = output.view_as(output)  # of its own, or its hook would be the layer's before
+                is_watched = self._watch_backward(unit, output)
             elif unit.number == 0:
                 self.release_all()
             begins_backward = torch.is_grad_enabled() and unit.number == self._last
-            if unit.number and not begins_backward and not _is_in_backward():
+            if unit.number and is_watched and not begins_backward and not _is_in_backward():
                 self._release(unit)
+            return output
 
         return hook
 
-    def _watch_backward(self, unit: Unit, output: Any) -> None:
-        begun = False
+    def _watch_backward(self, unit: Unit, output: Any) -> bool:
+        """Have `_begin_backward` called in every backward pass; False if there is no tensor to see that by."""
+        task = -1
 
         def begin(gradient: torch.Tensor) -> None:
-            nonlocal begun
-            if not begun:
-                begun = True
+            nonlocal task
+            now = torch._C._current_graph_task_id()
+            if task != now:
+                task = now
                 self._begin_backward(unit)
 
-        for leaf in tree_leaves(output):
-            if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
+        leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+        for leaf in leaves:
+            if leaf.requires_grad:
                 leaf.register_hook(begin)
+        return bool(leaves)
 
     def _begin_backward(self, unit: Unit) -> None:
         if not self._is_in_backward:
@@ -134,17 +159,24 @@ class Layers:
         done = [unit for unit in self._open if unit is not besides and unit.number]
         for unit in done:
             self._open.remove(unit)
-            if unit.has_all_gradients:  # otherwise a part of its backward may be still to come
-                self._release(unit)
+            unit.is_lent = False
+            if self.reducer is not None and self.reducer.have_fired(unit.trained):
+                unit.free()  # otherwise a part of its backward may be still to come
             if self.reducer is not None and self.reducer.is_last_backward:
                 self.reducer.prepare()
                 assert self.exchange is not None
                 self.exchange.send(unit.shards)
 
     def _end_backward(self) -> None:
+        self.restart()
+        self.release_all()
+        if self.reducer is not None and not self.reducer.is_backward_running and self.exchange is not None:
+            self.exchange.abandon()  # no gradient of a parameter came, as in `autograd.grad`
+
+    def restart(self) -> None:
+        """Forget a backward pass that may have ended in an exception."""
         self._is_in_backward = False
         self._open.clear()
-        self.release_all()
 
     @torch.no_grad()
     def _gather(self, unit: Unit, *, is_backward: bool) -> None:
@@ -152,23 +184,27 @@ class Layers:
         if self._before is not None and self._before[0] == is_backward and self._before[1] != unit.number:
             self._next[self._before] = unit.number
         self._before = key
-        if not unit.is_whole:
+        if not unit.is_lent:
             if unit.under_way is None:
                 self._fill(unit)
             else:
                 unit.under_way.wait()
                 unit.under_way = None
-            for storage in unit.storages:
-                storage.lend()
+            self._lend(unit)
         if self._runs_ahead and (following := self._next.get(key)) is not None:
             self._fill_ahead(self.units[following])
 
     def _fill(self, unit: Unit) -> None:
         for number, storage in enumerate(unit.storages):
-            storage.fill(self._collectives, f"hvdkit.sharding.gather.{unit.number}.{number}")
+            storage.fill(self._collectives, f"{self._key}.gather.{unit.number}.{number}")
+
+    def _lend(self, unit: Unit) -> None:
+        unit.is_lent = True
+        for storage in unit.storages:
+            storage.lend()
 
     def _fill_ahead(self, unit: Unit) -> None:
-        if unit.is_whole or unit.under_way is not None:
+        if unit.is_lent or unit.under_way is not None:
             return
 
         def work() -> torch.Tensor:
@@ -182,10 +218,9 @@ class Layers:
         if unit.under_way is not None:
             unit.under_way.wait()
             unit.under_way = None
-            for storage in unit.storages:
-                storage.lend()
-        for storage in unit.storages:
-            storage.release()
+            self._lend(unit)
+        unit.is_lent = False
+        unit.free()
 
     def release_all(self) -> None:
         """Free all that is gathered. Not collective."""
@@ -199,8 +234,7 @@ class Layers:
         with torch.no_grad():
             for unit in self.units:
                 self._fill(unit)
-                for storage in unit.storages:
-                    storage.lend()
+                self._lend(unit)
                 if self._collectives.index != rank:
                     self._release(unit)
         self._is_held = True
@@ -217,12 +251,14 @@ class Layers:
 
 
 def find_layers(model: nn.Module) -> list[nn.Module]:
-    """The members of module lists that are in no other member, outermost first: what is usually called a layer."""
+    """What is usually called a layer: the members of module lists and sequences, but for those within another one."""
     found: list[nn.Module] = []
+    lists = (nn.ModuleList, nn.ModuleDict)  # which are never called themselves
 
     def look(module: nn.Module) -> None:
         for child in module.children():
-            if isinstance(module, nn.ModuleList) and any(True for _ in child.parameters()):
+            has_parameters = any(True for _ in child.parameters())
+            if has_parameters and isinstance(module, (*lists, nn.Sequential)) and not isinstance(child, lists):
                 found.append(child)
             else:
                 look(child)

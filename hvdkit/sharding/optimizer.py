@@ -14,7 +14,7 @@ from hvdkit.optim.wrapped import Distributed, Settings, change_class
 from hvdkit.sharding.gradients import ShardedExchange
 from hvdkit.sharding.layers import Layers
 from hvdkit.sharding.memory import StateBytes, state_bytes
-from hvdkit.sharding.shards import Shards
+from hvdkit.sharding.shards import HeldPiece, Shards
 
 
 class Sharded(Distributed):
@@ -46,10 +46,10 @@ class Sharded(Distributed):
         collectives = self.shards.collectives
         if norm_type == float("inf"):
             total = mine.max().view(1).to(device)
-            collectives.all_reduce_async_(total, "hvdkit.sharding.norm", op="max").wait()
+            collectives.all_reduce_async_(total, f"{self.shards.key}.norm", op="max").wait()
         else:
             total = mine.pow(norm_type).sum().view(1).to(device)
-            collectives.all_reduce_async_(total, "hvdkit.sharding.norm").wait()
+            collectives.all_reduce_async_(total, f"{self.shards.key}.norm").wait()
             total = total.pow(1 / norm_type)
         factor = min(1.0, max_norm / (float(total) + 1e-6))
         if factor < 1.0:
@@ -60,7 +60,7 @@ class Sharded(Distributed):
         """What the ranks held in the last step, beside the formula, in lines. Collective."""
         shards = self.shards
         held = self.memory()
-        everyones = shards.collectives.gather_objects([held], "hvdkit.sharding.summarise")
+        everyones = shards.collectives.gather_objects([held], f"{shards.key}.summarise")
         lines = [f"model state of rank {rank}: {_megabytes(item[0])}" for rank, item in enumerate(everyones)]
         whole = sum(parameter.numel() for parameter in shards.parameters)
         trained = sum(shard.flat.numel for shard in shards.shards if shard.flat.trains)
@@ -85,7 +85,7 @@ class Sharded(Distributed):
     def whole_on(self, rank: int) -> Iterator[None]:
         """Within it rank `rank` has all parameters, and may use or save the model alone. Collective.
 
-        The others wait at the end. Parameters must not be changed within it.
+        The others go on, and wait for it in their next collective. Parameters must not be changed within it.
         """
         if self.layers is None:
             yield
@@ -111,7 +111,7 @@ class Sharded(Distributed):
         """What the ranks hold, in lines. Collective."""
         shards = self.shards
         pieces = sum(shard.flat.counts[shard.rank] for shard in shards.shards)
-        everyones = shards.collectives.gather_objects([pieces], "hvdkit.sharding.describe")
+        everyones = shards.collectives.gather_objects([pieces], f"{shards.key}.describe")
         whole = sum(parameter.numel() for parameter in shards.parameters)
         what = {1: "optimizer state", 2: "optimizer state and gradients", 3: "parameters, gradients, optimizer state"}
         counts = ", ".join(f"{item[0]:,}" for item in everyones)
@@ -132,6 +132,8 @@ class Sharded(Distributed):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, whatever `set_to_none` says; the next backward begins a new step."""
         self._reducer.restart()
+        if self.layers is not None and torch._C._current_graph_task_id() == -1:
+            self.layers.restart()
         for parameter in self.shards.parameters:
             parameter.grad = None
         for held in self.shards.held():
@@ -177,7 +179,7 @@ def wrap(
     connect: Callable[[], Collectives | None],
 ) -> None:
     """Give `optimizer` the pieces of `shards` in place of the parameters, with its groups and state, and step them."""
-    held_of: dict[int, list[Any]] = {}
+    held_of: dict[int, list[HeldPiece]] = {}
     for held in shards.held():
         held_of.setdefault(id(shards.parameters[held.piece.index]), []).append(held)
     state = dict(optimizer.state)
@@ -190,7 +192,7 @@ def wrap(
         for held in found:
             if old := state.get(shards.parameters[held.piece.index]):
                 optimizer.state[held.tensor] = {
-                    name: cut(value, shards.parameters[held.piece.index], held) for name, value in old.items()
+                    name: cut(name, value, shards.parameters[held.piece.index], held) for name, value in old.items()
                 }
 
     def make_exchange(collectives: Collectives, agreed: Any, parameters: Sequence[torch.Tensor], *rest: Any) -> Any:
@@ -209,12 +211,22 @@ def wrap(
     reducer.prepare()  # now, since the first gradients may come at different moments
 
 
-def cut(value: Any, parameter: torch.Tensor, held: Any) -> Any:
-    """This rank's piece of an optimizer's `value` for `parameter`; what has another shape belongs to every piece."""
-    if not isinstance(value, torch.Tensor) or value.shape != parameter.shape or not value.dim():
-        return value.clone() if isinstance(value, torch.Tensor) else value
-    piece = held.piece
-    return value.reshape(-1)[piece.begin : piece.end].clone().view(held.tensor.shape)
+_SCALARS = frozenset(("step", "mu_product", "eta", "mu"))
+"""What torch's optimizers keep of a parameter as a whole, in tensors without dimensions."""
+
+
+def is_cut(key: str, value: Any, shape: torch.Size) -> bool:
+    """Whether an optimizer's `value` under `key` has an element for each of a parameter of `shape`."""
+    return torch.is_tensor(value) and value.shape == shape and (value.dim() > 0 or key not in _SCALARS)
+
+
+def cut(key: str, value: Any, parameter: torch.Tensor, held: HeldPiece) -> Any:
+    """A copy of this rank's piece of `value`, in the piece's dtype and place; of what is not cut, a copy of it."""
+    if not is_cut(key, value, parameter.shape):
+        return value.clone() if torch.is_tensor(value) else value
+    piece, like = held.piece, held.tensor
+    mine = value.detach().reshape(-1)[piece.begin : piece.end].view(like.shape)
+    return mine.to(like.device, like.dtype if mine.is_floating_point() else mine.dtype, copy=True)
 
 
 def _megabytes(held: StateBytes) -> str:

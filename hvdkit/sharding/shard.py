@@ -1,7 +1,9 @@
 """`shard()`: one call that cuts a model's optimizer state, gradients and parameters over ranks."""
 
+import functools
+import itertools
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,12 +17,13 @@ from hvdkit.runtime import World, require_world
 from hvdkit.runtime.dropin.functions import broadcast_parameters
 from hvdkit.sharding.elementwise import is_elementwise
 from hvdkit.sharding.layers import Layers, check_layers, find_layers
-from hvdkit.sharding.optimizer import wrap
+from hvdkit.sharding.optimizer import Sharded, wrap
 from hvdkit.sharding.partition import Flat, plan_flats, plan_whole
 from hvdkit.sharding.shards import Shard, Shards
 from hvdkit.sharding.storage import NodeStorage, PartStorage, Storage, WholeStorage
 
 Stage = Literal[1, 2, 3]
+_numbers = itertools.count()
 
 
 def shard(
@@ -75,32 +78,56 @@ def shard(
     connect = Connection(None, strategy, lambda: list(parameters))
     collectives = connect()
     assert collectives is not None, "a world has collectives"
+    _check_offers(collectives, strategy)
     if shared_weights and (why := _why_not_shared(stage, world, strategy)):
         raise HvdkitError(f"shared_weights=True cannot be had: {why}; leave it out")
-    broadcast_parameters(model.state_dict(), root_rank=0)
     modules = _units(model, layers) if stage == 3 else [model]
-    made: list[tuple[nn.Module, list[Shard]]] = []
+    plans: list[tuple[nn.Module, list[Flat]]] = []
     for module, indices in _members(modules, parameters):
-        if stage < 3:
-            indices = [index for index in indices if parameters[index].requires_grad]
-        plan = plan_flats if cuts else plan_whole
-        flats = plan(parameters, indices, collectives.size)
-        members = [
-            Shard(flat, _storage(flat, parameters, stage, collectives, shared_weights), parameters, collectives.index,
-                  keeps_shape=not cuts, has_masters=master_weights)
+        trained = [index for index in indices if stage == 3 or parameters[index].requires_grad]
+        plans.append((module, (plan_flats if cuts else plan_whole)(parameters, trained, collectives.size)))
+    overlaps = overlap if overlap is not None else world.threads > torch.get_num_threads() or world.cross_size > 1
+    settings = (stage, shared_weights, master_weights, backward_passes_per_step, strategy, names, plans_of(plans))
+    key, overlaps = _agree(collectives, settings, overlaps)
+    broadcast_parameters(model.state_dict(), root_rank=0)
+    memory = {id(flat): _memory(flat, stage, collectives, shared_weights) for _, flats in plans for flat in flats}
+    made = [
+        (module, [
+            Shard(flat, _storage(flat, parameters, stage, collectives.index, memory[id(flat)]), parameters,
+                  collectives.index, keeps_shape=not cuts, has_masters=master_weights)
             for flat in flats
-        ]  # fmt: skip
-        made.append((module, members))
-    shards = Shards(stage, names, parameters, [item for _, items in made for item in items], collectives)
+        ])
+        for module, flats in plans
+    ]  # fmt: skip
+    shards = Shards(stage, names, parameters, [item for _, items in made for item in items], collectives, key)
     if shards.is_shared_by_node:
         shards.wait_for_all()
-    overlaps = overlap if overlap is not None else world.threads > torch.get_num_threads() or world.cross_size > 1
-    hooked = Layers(model, made, collectives, runs_ahead=overlaps) if stage == 3 else None
+    hooked = Layers(model, made, collectives, key=key, runs_ahead=overlaps) if stage == 3 else None
     options = ReducerOptions(
         NoneCompressor, passes=backward_passes_per_step, weight=weight, overlap=overlaps and stage > 1
     )
     wrap(optimizer, shards, hooked, options, connect)
+    assert isinstance(optimizer, Sharded)
+    model.zero_grad = functools.partial(_zero_grad, optimizer)  # type: ignore[method-assign]
+    if stage < 3:
+        model.register_load_state_dict_post_hook(lambda *_: shards.read_masters())
     return model, optimizer
+
+
+def _zero_grad(optimizer: Sharded, set_to_none: bool = True) -> None:
+    """`model.zero_grad()`, whose gradients are with the optimizer."""
+    optimizer.zero_grad()
+
+
+def _check_offers(collectives: Collectives, strategy: str) -> None:
+    """Raise ValueError if `strategy` names an algorithm that cannot scatter and gather."""
+    if not isinstance(collectives, DirectCollectives) or strategy == "auto":
+        return
+    offered = [name for name in collectives.algorithms.names("reduce_scatter")
+               if name in collectives.algorithms.names("all_gather")]  # fmt: skip
+    if strategy not in offered:
+        raise ValueError(f"strategy={strategy!r} cannot scatter and gather here; use one of auto, horovod, "
+                         f"{', '.join(offered)}")  # fmt: skip
 
 
 def _named_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[list[str], list[nn.Parameter]]:
@@ -170,21 +197,44 @@ def _outside(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:
     return [module for module in model.modules() if id(module) not in inside]
 
 
-def _storage(
-    flat: Flat, parameters: Sequence[torch.Tensor], stage: int, collectives: Collectives, shared_weights: bool
-) -> Storage:
+def plans_of(plans: Sequence[tuple[nn.Module, Sequence[Flat]]]) -> list[Any]:
+    """What must be the same on all ranks of how parameters are cut."""
+    return [[(flat.indices, flat.lengths, flat.counts, str(flat.dtype), flat.trains) for flat in flats]
+            for _, flats in plans]  # fmt: skip
+
+
+def _agree(collectives: Collectives, settings: Any, overlaps: bool) -> tuple[str, bool]:
+    """What the names of this model's collectives begin with, and whether all ranks overlap. Collective.
+
+    Raises HvdkitError on all ranks if their `settings` differ.
+    """
+    everyones = collectives.gather_objects((next(_numbers), settings, overlaps), "hvdkit.sharding.agree")
+    for rank, other in enumerate(everyones):
+        if other[1] != everyones[0][1]:
+            raise HvdkitError(
+                f"shard(): ranks disagree: rank {rank} and the first rank pass other options, or models with other "
+                "parameters, frozen ones or layers"
+            )
+    return f"hvdkit.sharding.{everyones[0][0]}", all(item[2] for item in everyones)
+
+
+def _memory(flat: Flat, stage: int, collectives: Collectives, shared_weights: bool) -> torch.Tensor | None:
+    """Memory that a flat needs besides the parameters': for the part, or one whole flat for all ranks of the node."""
+    count = flat.counts[collectives.index]
+    if stage == 3 and isinstance(collectives, DirectCollectives) and flat.numel:
+        # Where the ranks of a node share memory, they gather without copies between.
+        return collectives.empty_shared((max(flat.counts),), flat.dtype)[:count]
     if stage == 3:
-        return PartStorage(flat, parameters, collectives.index, _empty_part(flat, collectives))
+        return torch.empty(count, dtype=flat.dtype, device=flat.device)
     if shared_weights and flat.numel:
         assert isinstance(collectives, DirectCollectives)
-        whole = collectives.shared_by_node((flat.numel,), flat.dtype)
-        return NodeStorage(flat, parameters, collectives.index, whole)
-    return WholeStorage(flat, parameters, collectives.index)
+        return collectives.shared_by_node((flat.numel,), flat.dtype)
+    return None
 
 
-def _empty_part(flat: Flat, collectives: Collectives) -> torch.Tensor:
-    """Memory for this rank's part: where the ranks of a node share memory, they then gather without copies between."""
-    count = flat.counts[collectives.index]
-    if isinstance(collectives, DirectCollectives) and flat.numel:
-        return collectives.empty_shared((max(flat.counts),), flat.dtype)[:count]
-    return torch.empty(count, dtype=flat.dtype, device=flat.device)
+def _storage(
+    flat: Flat, parameters: Sequence[torch.Tensor], stage: int, rank: int, memory: torch.Tensor | None
+) -> Storage:
+    if memory is None:
+        return WholeStorage(flat, parameters, rank)
+    return (PartStorage if stage == 3 else NodeStorage)(flat, parameters, rank, memory)

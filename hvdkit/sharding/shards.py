@@ -70,8 +70,10 @@ class Shards:
 
     def __init__(
         self, stage: int, names: Sequence[str], parameters: Sequence[nn.Parameter], shards: Sequence[Shard],
-        collectives: Collectives,
+        collectives: Collectives, key: str,
     ) -> None:  # fmt: skip
+        self.key = key
+        """What the names of its collectives begin with."""
         self.stage, self.names, self.parameters = stage, list(names), list(parameters)
         self.collectives = collectives
         self.shards = list(shards)
@@ -96,21 +98,27 @@ class Shards:
         """The optimizer has stepped the pieces: all ranks learn the new parameters. Collective."""
         for number, shard in enumerate(self.shards):
             if shard.flat.trains:
+                shard.storage.check(shard.parameters)
                 shard.round_masters()
-                shard.storage.spread(self.collectives, f"hvdkit.sharding.spread.{number}")
+                shard.storage.spread(self.collectives, f"{self.key}.spread.{number}")
         if self.is_shared_by_node:
             self.wait_for_all()
 
+    def read_masters(self) -> None:
+        """Parameters were loaded: the optimizer's float32 copies follow."""
+        for shard in self.shards:
+            shard.read_masters()
+
     def wait_for_all(self) -> None:
         """Return when all ranks are here. Collective."""
-        self.collectives.all_reduce_async_(torch.zeros(1), "hvdkit.sharding.wait").wait()
+        self.collectives.all_reduce_async_(torch.zeros(1), f"{self.key}.wait").wait()
 
     def full(self, index: int) -> torch.Tensor:
         """A copy of the whole parameter `index`, on every rank. Collective at stage 3."""
         storage = self.shard_of[index].storage if index in self.shard_of else None
         if isinstance(storage, PartStorage):
             was_whole = storage.is_whole
-            storage.gather(self.collectives, f"hvdkit.sharding.gather.{index}")
+            storage.gather(self.collectives, f"{self.key}.look.{index}")
             value = self.parameters[index].detach().clone()
             if not was_whole:
                 storage.release()
@@ -144,7 +152,15 @@ class Shards:
                 isinstance(shard.storage, PartStorage) and not shard.storage.is_whole
             )
             parameters += part if is_part else whole + (part if isinstance(shard.storage, PartStorage) else 0)
-        gradients = sum(p.grad.nbytes for p in self.parameters if p.grad is not None)
-        gradients += sum(held.tensor.grad.nbytes for held in self.held() if held.tensor.grad is not None)
+        gradients = sum(_nbytes(parameter.grad) for parameter in self.parameters)
+        gradients += sum(_nbytes(held.tensor.grad) for held in self.held())
         masters = sum(held.tensor.nbytes for held in self.held() if held.target is not None)
         return {"parameters": parameters, "masters": masters, "gradients": gradients}
+
+
+def _nbytes(gradient: torch.Tensor | None) -> int:
+    if gradient is None:
+        return 0
+    if gradient.layout == torch.sparse_coo:
+        return gradient._indices().nbytes + gradient._values().nbytes
+    return gradient.nbytes

@@ -15,7 +15,7 @@ from torch import nn
 from hvdkit.errors import HvdkitError
 from hvdkit.runtime.dropin import operations
 from hvdkit.runtime.dropin.functions import broadcast_object
-from hvdkit.sharding.optimizer import Sharded, cut
+from hvdkit.sharding.optimizer import Sharded, cut, is_cut
 from hvdkit.sharding.shards import HeldPiece, Shard, Shards
 from hvdkit.sharding.storage import PartStorage
 
@@ -76,7 +76,10 @@ def load_full_state_dict(
     entries: dict[str, dict[str, Any]] = {}
     outline: Any = None
     if is_source:
-        outline = _outline(model, sharded, state, is_optimizer_alone=only is not None)
+        try:
+            outline = _outline(model, sharded, state, is_optimizer_alone=only is not None)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            outline = f"the state cannot be read: {error!r}"
         if isinstance(outline, dict):
             assert state is not None
             tensors, entries = state.get("model", {}), _by_name(state["optimizer"], sharded)
@@ -104,13 +107,13 @@ def load_full_state_dict(
             if isinstance(kind, tuple):
                 whole = sent(entries[name][key] if is_source else None, parameter.shape, kind[0],
                              f"hvdkit.sharding.load.{index}.{key}")  # fmt: skip
-                kind = None if held is None else cut(whole, parameter, held)
+                kind = None if held is None else cut(key, whole, parameter, held)
             if held is None:
                 continue
-            if key == "master":
+            if key != "master":
+                sharded.state[held.tensor][key] = kind.clone() if torch.is_tensor(kind) else kind
+            elif held.target is not None:
                 held.tensor.copy_(kind)
-            else:
-                sharded.state[held.tensor][key] = kind
     for number, (name, buffer) in enumerate([] if only else _buffers(model)):
         buffer.copy_(sent(tensors.get(name), buffer.shape, buffer.dtype, f"hvdkit.sharding.load.buffer.{number}"))
     for group, saved in zip(sharded.param_groups, outline["groups"], strict=True):
@@ -140,7 +143,8 @@ def sharded_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer) -> St
                 "value": shard.storage.part[piece.offset : piece.offset + length],
                 "state": _entries(sharded, held) if held is not None else {},
             }
-    uncut = {name for index, name in enumerate(shards.names) if index not in shards.shard_of}
+    uncut = {name for index, name in enumerate(shards.names)
+             if index not in shards.shard_of or not shards.parameters[index].numel()}  # fmt: skip
     kept = {name: value for name, value in _own_state(model).items() if name in uncut}
     kept.update(_buffers(model))
     groups = [
@@ -176,9 +180,9 @@ def load_sharded_state_dict(model: nn.Module, optimizer: torch.optim.Optimizer, 
         shard.read_masters()
         for held in shard.held:
             for key, value in part["pieces"][shards.names[held.piece.index]]["state"].items():
-                if key == "master":
+                if key == "master" and held.target is not None:
                     held.tensor.copy_(value)
-                else:
+                elif key != "master":
                     sharded.state[held.tensor][key] = value.clone() if torch.is_tensor(value) else value
     targets = {**dict(zip(shards.names, shards.parameters, strict=True)), **dict(_buffers(model))}
     for name, value in part["kept"].items():
@@ -237,7 +241,7 @@ def _whole_parameters(shards: Shards, shard: Shard, number: int) -> Iterator[tup
     was_whole = True
     if isinstance(storage, PartStorage):
         was_whole = storage.is_whole
-        storage.gather(shards.collectives, f"hvdkit.sharding.full.{number}")
+        storage.gather(shards.collectives, f"{shards.key}.full.{number}")
     for index in shard.flat.indices:
         yield index, shards.parameters[index].detach()
     if not was_whole:
@@ -251,10 +255,13 @@ def _whole_state(sharded: Sharded, shard: Shard, number: int) -> Iterator[tuple[
     mine = {held.piece.index: _entries(sharded, held) for held in shard.held}
     held_of = {held.piece.index: held for held in shard.held}
     kinds = {
-        index: {key: (value.dtype,) if _is_cut(value, held_of[index]) else value for key, value in entries.items()}
+        index: {
+            key: (value.dtype,) if is_cut(key, value, held_of[index].tensor.shape) else value
+            for key, value in entries.items()
+        }
         for index, entries in mine.items()
     }
-    everyones = collectives.gather_objects(kinds, f"hvdkit.sharding.kinds.{number}")
+    everyones = collectives.gather_objects(kinds, f"{sharded.shards.key}.kinds.{number}")
     merged: dict[int, dict[str, Any]] = {}
     for other in everyones:
         for index, entries in (other or {}).items():
@@ -268,7 +275,7 @@ def _whole_state(sharded: Sharded, shard: Shard, number: int) -> Iterator[tuple[
                 piece = held.piece
                 part[piece.offset : piece.offset + piece.end - piece.begin].copy_(mine[index][key].reshape(-1))
         whole = torch.empty(flat.numel, dtype=dtype, device=flat.device)
-        collectives.all_gather_into(part, whole, flat.counts, f"hvdkit.sharding.state.{number}.{key}")
+        collectives.all_gather_into(part, whole, flat.counts, f"{sharded.shards.key}.state.{number}.{key}")
         for index, value in zip(flat.indices, whole.split(list(flat.lengths)), strict=True):
             if merged.get(index, {}).get(key) == (dtype,):
                 yield index, key, value.view(sharded.shards.parameters[index].shape)
@@ -281,10 +288,6 @@ def _entries(sharded: Sharded, held: HeldPiece) -> dict[str, Any]:
     if held.target is not None:
         entries["master"] = held.tensor.detach()
     return entries
-
-
-def _is_cut(value: Any, held: HeldPiece) -> bool:
-    return torch.is_tensor(value) and value.dim() > 0 and value.shape == held.tensor.shape
 
 
 def _numbered(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> State:
@@ -326,8 +329,7 @@ def _outline(model: nn.Module, sharded: Sharded, state: State | None, *, is_opti
     shapes = {name: parameter.shape for name, parameter in zip(shards.names, shards.parameters, strict=True)}
     for name, entries in _by_name(state["optimizer"], sharded).items():
         outline[name] = {
-            key: (value.dtype,) if torch.is_tensor(value) and value.dim() and value.shape == shapes[name] else value
-            for key, value in entries.items()
+            key: (value.dtype,) if is_cut(key, value, shapes[name]) else value for key, value in entries.items()
         }
     return {"state": outline, "groups": [{k: v for k, v in group.items() if k != "params"} for group in saved]}
 

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 
 from hvdkit.collectives import Collectives
+from hvdkit.errors import HvdkitError
 from hvdkit.sharding.partition import Flat
 
 
@@ -18,6 +19,9 @@ class Storage(Protocol):
 
     def spread(self, collectives: Collectives, name: str) -> None:
         """All parts have changed: make them known to all ranks. Collective."""
+
+    def check(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Raise HvdkitError if the parameters lie elsewhere by now, where nobody would see them stepped."""
 
 
 class WholeStorage:
@@ -40,6 +44,10 @@ class WholeStorage:
         """See `Storage`."""
         collectives.all_gather_into(self.part, self.whole, self._flat.counts, name)
 
+    def check(self, parameters: Sequence[torch.Tensor]) -> None:
+        """See `Storage`."""
+        _check_place(parameters, self.whole)
+
 
 class NodeStorage:
     """One whole flat in the memory that the ranks of a node share: `whole`, which each rank steps its part of."""
@@ -47,12 +55,17 @@ class NodeStorage:
     def __init__(self, flat: Flat, parameters: Sequence[torch.Tensor], rank: int, whole: torch.Tensor) -> None:
         mine = [parameters[index] for index in flat.indices]
         begin, end = flat.bounds(rank)
+        self._whole = whole
         self.part = whole[begin:end]
         self.part.copy_(torch.cat([parameter.detach().reshape(-1) for parameter in mine])[begin:end])
         point_at(mine, whole, flat)
 
     def spread(self, collectives: Collectives, name: str) -> None:
         """See `Storage`. The parts lie in their places already; the caller waits for the other ranks."""
+
+    def check(self, parameters: Sequence[torch.Tensor]) -> None:
+        """See `Storage`."""
+        _check_place(parameters, self._whole)
 
 
 class PartStorage:
@@ -110,6 +123,18 @@ class PartStorage:
     def spread(self, collectives: Collectives, name: str) -> None:
         """See `Storage`. The next `gather` does."""
         self.release()
+
+    def check(self, parameters: Sequence[torch.Tensor]) -> None:
+        """See `Storage`. Each `lend` puts the parameters in their place."""
+
+
+def _check_place(parameters: Sequence[torch.Tensor], whole: torch.Tensor) -> None:
+    first = parameters[0]
+    if first.numel() and (first.data_ptr() != whole.data_ptr() or first.dtype != whole.dtype):
+        raise HvdkitError(
+            "a parameter's memory was replaced after hvd.shard() (by .to(), .half(), or `p.data =`): change the model "
+            "before, or write into the parameter"
+        )
 
 
 def _alias(whole: torch.Tensor) -> torch.Tensor:

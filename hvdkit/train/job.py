@@ -52,16 +52,17 @@ def aggregate_with_hvdkit(optimizer: torch.optim.Optimizer, model: LanguageModel
 
 
 def _sharded(optimizer: torch.optim.Optimizer, model: LanguageModel, config: TrainConfig) -> Aggregation:
+    from hvdkit.collectives import NoRoomError
     from hvdkit.sharding import shard
 
-    shares = _shares(require_world(), config)
-    _, sharded = shard(
-        model,
-        optimizer,
-        config.sharding,  # type: ignore[arg-type]
-        strategy=config.strategy,
-        shared_weights=shares,
-    )
+    def cut(shares: bool) -> Any:
+        stage: Any = config.sharding
+        return shard(model, optimizer, stage, strategy=config.strategy, shared_weights=shares)[1]
+
+    try:
+        sharded = cut(_shares(require_world(), config))
+    except NoRoomError:  # on all ranks, before anything was changed
+        sharded = cut(False)
     return ShardedAggregation(model, sharded, config.sharding)
 
 
@@ -222,6 +223,7 @@ class Job:
             self.aggregation.load_state_dict(state["optimizer"])
         except (ValueError, KeyError, HvdkitError) as error:
             raise CheckpointError(f"{checkpoint.folder}: its optimizer does not fit this run: {error}") from error
+        state["optimizer"] = None  # it is in use, cut perhaps, and not needed twice
         if not restore_random_state(self.world, state["random"]):
             saved = len(state["random"]["cpu"])
             self.reporter.say(

@@ -1,5 +1,6 @@
 """The loss of a batch, and its exact mean over all ranks."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,8 +71,8 @@ def evaluate(
         total.add(mean_loss(model, batch.to(world.device), autocast), batch.n_targets)
         runs += 1
     if runs_together:
-        most = max(gather_objects(world, runs))
-        for _ in range(runs, most):
+        most_rows = max(1, math.ceil(count / world.size))
+        for _ in range(runs, math.ceil(most_rows / at_once)):
             mean_loss(model, samples.batch(np.zeros(1, dtype=np.int64)).to(world.device), autocast)
     model.train(was_training)
     return over_ranks(world, total)
