@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import hvdkit as hvd
 from hvdkit.collectives import why_no_direct
@@ -20,7 +21,7 @@ def live_bytes() -> int:
     gc.collect()
     storages = {}
     for item in gc.get_objects():
-        if issubclass(type(item), torch.Tensor) and item.layout == torch.strided:
+        if type(item) in (torch.Tensor, nn.Parameter) and item.device.type == "cpu" and item.layout == torch.strided:
             storage = item.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
