@@ -129,7 +129,7 @@ def _write(folder: Path, step: int, write_model: Callable[[Path], None], state: 
     (folder / "model").mkdir()
     write_model(folder / "model")
     tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(pack(state, tensors))
+    text = json.dumps(pack(state, tensors, copies=False))  # which would double what saving takes
     save_file(tensors, folder / "state.safetensors")
     (folder / "state.json").write_text(text, encoding="utf-8")
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

@@ -9,23 +9,33 @@ from hvdkit.errors import CheckpointError
 _TENSOR, _TUPLE, _ITEMS = "__tensor__", "__tuple__", "__items__"
 
 
-def pack(item: Any, tensors: dict[str, torch.Tensor], name: str = "") -> Any:
+def pack(item: Any, tensors: dict[str, torch.Tensor], name: str = "", *, copies: bool = True) -> Any:
     """What JSON can hold of `item`; its tensors are put into `tensors` under names that begin with `name`.
 
-    Dictionaries (string or whole-number keys), lists, tuples, tensors, numbers, strings, booleans and None. Raises
+    With `copies` they do not follow the living ones; without, only those that share memory are copied, as safetensors
+    wants it. Dictionaries (string or whole-number keys), lists, tuples, tensors, numbers, strings, booleans and None. Raises
     CheckpointError, naming the place, for anything else.
     """
     if isinstance(item, torch.Tensor):
         while name in tensors:  # {"a": {"b": ...}, "a.b": ...}
             name += "'"
-        tensors[name] = item.detach().cpu().contiguous().clone()
+        value = item.detach().cpu().contiguous()
+        is_alone = value.untyped_storage().nbytes() == value.nbytes
+        is_new = all(value.data_ptr() != other.data_ptr() for other in tensors.values())
+        tensors[name] = value if is_alone and is_new and not copies else value.clone()
         return {_TENSOR: name}
     if isinstance(item, dict):
         if not all(isinstance(key, str | int) for key in item):
             raise CheckpointError(f"{name or 'the state'}: only strings and whole numbers can be keys in a checkpoint")
-        return {_ITEMS: [[key, pack(value, tensors, f"{name}.{key}".lstrip("."))] for key, value in item.items()]}
+        return {
+            _ITEMS: [
+                [key, pack(value, tensors, f"{name}.{key}".lstrip("."), copies=copies)] for key, value in item.items()
+            ]
+        }
     if isinstance(item, list | tuple):
-        values = [pack(value, tensors, f"{name}.{number}".lstrip(".")) for number, value in enumerate(item)]
+        values = [
+            pack(value, tensors, f"{name}.{number}".lstrip("."), copies=copies) for number, value in enumerate(item)
+        ]
         return {_TUPLE: values} if isinstance(item, tuple) else values
     if item is None or isinstance(item, bool | int | float | str):
         return item
