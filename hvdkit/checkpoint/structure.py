@@ -13,8 +13,8 @@ def pack(item: Any, tensors: dict[str, torch.Tensor], name: str = "", *, copies:
     """What JSON can hold of `item`; its tensors are put into `tensors` under names that begin with `name`.
 
     With `copies` they do not follow the living ones; without, only those that share memory are copied, as safetensors
-    wants it. Dictionaries (string or whole-number keys), lists, tuples, tensors, numbers, strings, booleans and None. Raises
-    CheckpointError, naming the place, for anything else.
+    wants it. Dictionaries (string or whole-number keys), lists, tuples, tensors, numbers, strings, booleans and None.
+    Raises CheckpointError, naming the place, for anything else.
     """
     if isinstance(item, torch.Tensor):
         while name in tensors:  # {"a": {"b": ...}, "a.b": ...}
