@@ -9,7 +9,7 @@ from hvdkit.collectives.allocate import empty_shared
 from hvdkit.collectives.connect import choose_as_saved, direct_collectives, saved_choice, why_no_direct
 from hvdkit.collectives.direct import DirectCollectives
 from hvdkit.collectives.horovod_engine import HorovodEngine
-from hvdkit.collectives.interface import Collectives, Done, ReduceOp, Work
+from hvdkit.collectives.interface import Collectives, Done, ReduceOp, Work, wait_for_all
 from hvdkit.collectives.join import join
 from hvdkit.collectives.levels import Levels
 from hvdkit.collectives.naive import Naive
@@ -33,5 +33,6 @@ __all__ = [
     "empty_shared",
     "join",
     "saved_choice",
+    "wait_for_all",
     "why_no_direct",
 ]

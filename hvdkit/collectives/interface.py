@@ -1,6 +1,6 @@
 """The two seams: what an algorithm offers, and what the optimizer asks of a family of collectives."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -61,6 +61,18 @@ class Done:
     def wait(self) -> torch.Tensor:
         """See `Work`."""
         return self._result
+
+
+def wait_for_all(works: Iterable[Work]) -> None:
+    """Wait for all `works`, also after a failure; then raise the first."""
+    failures = []
+    for work in works:
+        try:
+            work.wait()
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
 
 
 class Collectives(Protocol):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from hvdkit.collectives import DirectCollectives, Work
+from hvdkit.collectives import DirectCollectives, Work, wait_for_all
 from hvdkit.optim.bucket_sums import BucketSums, Residuals
 from hvdkit.optim.buckets import Bucket, plan_buckets
 from hvdkit.optim.compression import BucketCompressor, NoneCompressor, can_share_buckets
@@ -89,7 +89,7 @@ class DirectExchange:
         """Forget an exchange that was begun, when what was started is done."""
         self._collectives.exchanges.drop(self._agreed.number)
         try:
-            self._wait()
+            wait_for_all(self._works)
         finally:
             self._begin()
 
@@ -130,7 +130,7 @@ class DirectExchange:
         """
         try:
             self._collectives.exchanges.do(self._agreed.number)
-            self._wait()
+            wait_for_all(self._works)
             assert self._results is not None
             is_used, is_sparse = self._results
             self.written = []
@@ -143,17 +143,6 @@ class DirectExchange:
             return self._options.sparse_as_dense or all(p or not s for p, s in zip(planned, is_sparse, strict=True))
         finally:
             self._begin()
-
-    def _wait(self) -> None:
-        """Wait for all that was started, also after a failure; then raise the first."""
-        failures = []
-        for work in self._works:
-            try:
-                work.wait()
-            except Exception as error:
-                failures.append(error)
-        if failures:
-            raise failures[0]
 
     @property
     def _overlaps(self) -> bool:

@@ -13,15 +13,13 @@ from typing import Any
 
 import torch
 
-from hvdkit.collectives import Collectives, Work
+from hvdkit.collectives import Collectives, Work, wait_for_all
 from hvdkit.errors import HvdkitError
 from hvdkit.optim.bucket_sums import Residuals
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.plan import Agreement, Overlap
 from hvdkit.optim.weighting import Weighting, combine
 from hvdkit.sharding.shards import Shard, Shards
-
-_Run = Callable[[Callable[[], Any]], None]
 
 
 class ShardedExchange:
@@ -75,7 +73,7 @@ class ShardedExchange:
     def abandon(self) -> None:
         """Forget an exchange that was begun, when what was started is done."""
         try:
-            self._wait()
+            wait_for_all(self._works)
         finally:
             self._begin()
 
@@ -118,7 +116,6 @@ class ShardedExchange:
         self._has_sent_all = True
         if self._shards.stage == 1:
             self._shards.gradient_bytes = self._shards.bytes_held()["gradients"]
-        self._note_bytes()
         self._send_weights_first()
         for number, is_sent in enumerate(self._is_sent):
             if not is_sent:
@@ -129,7 +126,7 @@ class ShardedExchange:
     def finish(self) -> bool:
         """Wait for all and put the sums into the pieces; returns that the plan still fits. Collective."""
         try:
-            self._wait()
+            wait_for_all(self._works)
             is_used = self._is_used
             assert is_used is not None
             if self._next_unit is not None and self._has_old:
@@ -150,16 +147,6 @@ class ShardedExchange:
             return True
         finally:
             self._begin()
-
-    def _wait(self) -> None:
-        failures = []
-        for work in self._works:
-            try:
-                work.wait()
-            except Exception as error:
-                failures.append(error)
-        if failures:
-            raise failures[0]
 
     def _run(self, work: Callable[[], Any]) -> None:
         if self._overlaps:
@@ -185,7 +172,6 @@ class ShardedExchange:
     @torch.no_grad()
     def _send(self, number: int) -> None:
         self._send_weights_first()
-        self._note_bytes()
         shard = self._order[number]
         self._is_sent[number] = True
         gradients = []
@@ -241,8 +227,3 @@ class ShardedExchange:
             assert part is not None
             part.add_(again)
         self._is_used = used.bool().tolist()
-
-    def _note_bytes(self) -> None:
-        held = self._shards.bytes_held()["gradients"]
-        held += sum(part.nbytes for part in self._parts if part is not None)
-        self._shards.gradient_bytes_peak = max(self._shards.gradient_bytes_peak, held)

@@ -1,8 +1,8 @@
 """Stage 3: each layer's parameters are gathered just before it runs and freed after, in forward and in backward.
 
-A unit is a module with the parameters below it: each of the model's layers (the members of its module lists), and the
-model itself with all that belongs to no layer or to several. Hooks see a unit's forward begin and end; a hook on what
-it returns sees its backward begin. The model's own parameters stay from forward to the end of backward.
+A unit is a module with the parameters below it: each of the model's layers (the members of its lists and sequences),
+and the model itself with all that belongs to no layer or to several. Hooks see a unit's forward begin and end; a hook
+on what it returns sees its backward begin. The model's own parameters stay from forward to the end of backward.
 
 Every rank must run the same units in the same order. Gradients of a layer are summed when the next unit's backward
 begins, the one moment that all ranks reach in one order whatever gradients they have.
@@ -71,17 +71,16 @@ class Layers:
         self._before: tuple[bool, int] | None = None
         self._last = -1
         """The unit that ran last before a backward pass, which begins with it."""
-        self._handles: list[Any] = []
         for unit in self.units:
-            self._handles.append(unit.module.register_forward_pre_hook(self._before_forward(unit), prepend=True))
-            self._handles.append(unit.module.register_forward_hook(self._after_forward(unit)))
+            unit.module.register_forward_pre_hook(self._before_forward(unit), prepend=True)
+            unit.module.register_forward_hook(self._after_forward(unit))
         unit_of = {id(p): unit for unit in self.units for shard in unit.shards for p in shard.parameters}
         for module in model.modules():
             users = {unit_of[id(p)] for p in module.parameters(recurse=False)}
             if users - {unit for unit in self.units if unit.module is module}:
-                self._handles.append(module.register_forward_pre_hook(self._check(users)))
-            self._handles.append(module.register_state_dict_pre_hook(self._refuse_state))
-            self._handles.append(module.register_load_state_dict_pre_hook(self._refuse_state))
+                module.register_forward_pre_hook(self._check(users))
+            module.register_state_dict_pre_hook(self._refuse_state)
+            module.register_load_state_dict_pre_hook(self._refuse_state)
 
     def _refuse_state(self, *_: Any) -> None:
         if not all(storage.is_whole for unit in self.units for storage in unit.storages):
@@ -243,11 +242,6 @@ class Layers:
         """Free what was held."""
         self._is_held = False
         self.release_all()
-
-    def remove(self) -> None:
-        """Hook no more."""
-        for handle in self._handles:
-            handle.remove()
 
 
 def find_layers(model: nn.Module) -> list[nn.Module]:

@@ -6,11 +6,12 @@ With n parameters of b bytes, an optimizer that keeps k float32 numbers for each
 |---|---|---|---|
 | 0 | b n | b n | 4k n |
 | 1 | b n | b n | 4k n / N |
-| 2 | b n | 4 n / N (float32) or b n / N | 4k n / N |
+| 2 | b n | b n / N | 4k n / N |
 | 3 | b n / N | the same | 4k n / N |
 
 16-bit parameters have float32 master weights besides, 4n / N, which count as the optimizer's, and their gradients are
-held in float32. One copy of the weights for the ranks of a node (`shared_weights`) counts b n / N for each of them.
+held in float32 at stages 2 and 3. One copy of the weights for the ranks of a node (`shared_weights`) counts b n / N for
+each of them.
 At stage 1 gradients are whole until the backward pass ends. Frozen parameters have neither gradients nor state.
 
 Source: S. Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models",

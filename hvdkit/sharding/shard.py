@@ -43,8 +43,8 @@ def shard(
     """Cut what `model` and `optimizer` hold over all N ranks; returns both, the same objects. Collective.
 
     Stage 1 cuts the optimizer's state, 2 the gradients too, 3 the parameters too: with d bytes of parameters and Adam a
-    rank then holds 4d, 2d + 2d/N ... down to 4d/N. Every rank starts from rank 0's parameters and buffers. Training
-    goes on as with `DistributedOptimizer`, whose methods (`weigh`, `no_sync`, `synchronize`, ...) the optimizer has,
+    rank then holds 2d + 2d/N, d + 3d/N, or 4d/N, where it held 4d. Every rank starts from rank 0's parameters and
+    buffers. Training goes on as with `DistributedOptimizer`, whose methods (`weigh`, `no_sync`, `synchronize`, ...) the optimizer has,
     and equals that of one process on all ranks' batches. Gradients are clipped by `optimizer.clip_grad_norm_`.
 
     Source: S. Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models",
@@ -59,7 +59,8 @@ def shard(
         master_weights: step float32 copies of 16-bit parameters.
         elementwise: whether the optimizer's step treats every element by itself; known for torch's own. Others get
             whole parameters, each on one rank, which stages 1 and 2 can do.
-        layers: at stage 3, the modules that are gathered one at a time; by default the members of module lists.
+        layers: at stage 3, the modules that are gathered one at a time; by default the members of lists
+            and sequences.
         weight: this rank's capability, as in `DistributedOptimizer`.
         backward_passes_per_step: as in `DistributedOptimizer`.
         strategy: what sums and gathers: "auto", one of hvdkit's own algorithms, or "horovod".

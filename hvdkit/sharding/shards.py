@@ -81,8 +81,6 @@ class Shards:
         self.is_shared_by_node = any(isinstance(shard.storage, NodeStorage) for shard in shards)
         self.gradient_bytes = 0
         """Of the last step: whole gradients when backward had ended (stage 1), or this rank's pieces (2, 3)."""
-        self.gradient_bytes_peak = 0
-        """The most at any time, those on their way included."""
 
     @property
     def trained(self) -> list[Shard]:
