@@ -44,8 +44,8 @@ def shard(
 
     Stage 1 cuts the optimizer's state, 2 the gradients too, 3 the parameters too: with d bytes of parameters and Adam a
     rank then holds 2d + 2d/N, d + 3d/N, or 4d/N, where it held 4d. Every rank starts from rank 0's parameters and
-    buffers. Training goes on as with `DistributedOptimizer`, whose methods (`weigh`, `no_sync`, `synchronize`, ...) the
-    optimizer has, and equals that of one process on all ranks' batches. Gradients are clipped by `optimizer.clip_grad_norm_`.
+    buffers. Training goes on as with `DistributedOptimizer`, whose methods (`weigh`, `no_sync`, ...) the optimizer
+    has, and equals that of one process on all ranks' batches. Gradients are clipped by `optimizer.clip_grad_norm_`.
 
     Source: S. Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models",
     arXiv:1910.02054.
