@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import psutil
 
 _FORWARDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
+_ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 _SHELLS = {"sh", "dash", "bash"}
 
 
@@ -18,6 +19,7 @@ def run_launcher(program: str, command: Sequence[str], environment: Mapping[str,
     """Start `program` with the words of `command` and wait for it; 128 and more for a signal, as in a shell."""
     watched = {*_FORWARDED, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # kept until asked for, so that none is missed
+    ended_by = None
     try:
         child = subprocess.Popen(
             command,
@@ -30,8 +32,12 @@ def run_launcher(program: str, command: Sequence[str], environment: Mapping[str,
             # A terminal's Ctrl-C (a code above 0) reaches the launcher without us: twice would make it cut short.
             if received.si_signo in _FORWARDED and received.si_code <= 0:
                 _forward(child.pid, received.si_signo)
+                ended_by = received.si_signo if received.si_signo in _ENDING else ended_by
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if ended_by and child.returncode == 0:
+        # horovodrun over Gloo may lose the status of ranks that it ended: two of its threads wait for the same child.
+        return 128 + ended_by
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 

@@ -106,3 +106,19 @@ def test_one_sentence_and_status_2(words: list[str], said: str) -> None:
 def test_plain_python_is_one_rank() -> None:
     result = succeed(run_program([sys.executable, "-c", SUM], env=PLAIN_SHELL))
     assert result.stdout == f"rank 0 of 1, mpi, [1.0, 1.0, 1.0, 1.0, 1.0], {sys.prefix}\n"
+
+
+def test_a_job_that_was_ended_never_looks_finished() -> None:
+    on_signal = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))"
+    program = f"import signal, sys; {on_signal}; print('up', flush=True); signal.pause()"
+    watch = "import os, sys; from hvdkit.launch.supervise import run_launcher as run"
+    command = [sys.executable, "-S", "-c", program]
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{watch}; sys.exit(run({sys.executable!r}, {command!r}, os.environ))"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 128 + signal.SIGTERM
