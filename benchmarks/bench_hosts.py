@@ -67,7 +67,12 @@ def count_repeats(nbytes: int, bits_per_s: float, budget_s: float) -> int:
 
 
 def start_on(hosts: Sequence[Host], *words: str) -> list[str]:
-    """The command that runs this file with `words` on all ranks of the hosts, as a user on the first host starts it."""
+    """The command that runs this file with `words` on all ranks of the hosts."""
+    return start_on_hosts(hosts, __file__, *words)
+
+
+def start_on_hosts(hosts: Sequence[Host], *words: str) -> list[str]:
+    """The command that runs `python WORDS` on all ranks of the hosts, as a user on the first host starts it."""
     slots = ",".join(f"{host.name}:{RANKS_PER_HOST}" for host in hosts)
     # Open MPI from a wheel must be told where it is on the other host.
     prefix = [f"--mpi-args=--prefix {sys.prefix}"] if (Path(sys.prefix) / "bin" / "orted").exists() else []
@@ -83,7 +88,7 @@ def start_on(hosts: Sequence[Host], *words: str) -> list[str]:
         "eth0",
         *prefix,
     ]
-    return hosts[0].enter(*launcher, sys.executable, __file__, *words)
+    return hosts[0].enter(*launcher, sys.executable, *words)
 
 
 def compare_all_reduces(

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hvdkit"
 # by the path aliases and the command only.
 LAYERS = [
     ["cli"],
+    ["plan"],
     ["train"],
     ["launch"],
     ["sharding"],

@@ -17,8 +17,12 @@ PRESETS: dict[str, ModelConfig] = {
     "gpt-4m": _gpt(5, 256, 4, 128),
     "gpt-33m": _gpt(8, 576, 9, 256),
     "gpt2": _gpt(12, 768, 12, 1024, 50257),
+    "gpt2-medium": _gpt(24, 1024, 16, 1024, 50257),
+    "gpt2-large": _gpt(36, 1280, 20, 1024, 50257),
+    "gpt2-xl": _gpt(48, 1600, 25, 1024, 50257),
     "bert-toy": _bert(2, 32, 2, 32),
     "bert-mini": _bert(4, 128, 4, 128),
     "bert-base": _bert(12, 768, 12, 512, 30522),
+    "bert-large": _bert(24, 1024, 16, 512, 30522),
 }
-"""gpt2 and bert-base have the shapes, and so the parameter counts, of the models of that name."""
+"""Those named gpt2 or bert, but for mini and toy, have the shapes, and so the parameter counts, of these models."""

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 
 DEFAULT_BUCKET_BYTES = 16 * 2**20
+LARGE_BYTES = 256 * 1024
+"""A gradient of at least so many bytes is reduced in place, where that can be; copying it would cost more than a call.
+"""
 
 
 @dataclass

@@ -17,15 +17,12 @@ import torch
 
 from hvdkit.collectives import DirectCollectives, Work, wait_for_all
 from hvdkit.optim.bucket_sums import BucketSums, Residuals
-from hvdkit.optim.buckets import Bucket, plan_buckets
+from hvdkit.optim.buckets import LARGE_BYTES, Bucket, plan_buckets
 from hvdkit.optim.compression import BucketCompressor, NoneCompressor, can_share_buckets
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.plan import Agreement, Overlap
 from hvdkit.optim.sparse import exchanged_sparse
 from hvdkit.optim.weighting import Weighting, combine
-
-_LARGE_BYTES = 256 * 1024
-"""A gradient of at least so many bytes is reduced in place; copying it would cost more than a call."""
 
 Gradients = list[torch.Tensor | None]
 
@@ -54,10 +51,10 @@ class DirectExchange:
             [index for index in agreed.order if not agreed.sparse[index]],
             bucket_bytes=options.bucket_bytes if is_elementwise else 0,
             groups=options.groups if is_elementwise else None,
-            large_bytes=_LARGE_BYTES if is_plain else None,
+            large_bytes=LARGE_BYTES if is_plain else None,
         )
         self._in_place = [
-            is_plain and all(shape.numel() * bucket.dtype.itemsize >= _LARGE_BYTES for shape in bucket.shapes)
+            is_plain and all(shape.numel() * bucket.dtype.itemsize >= LARGE_BYTES for shape in bucket.shapes)
             for bucket in self._buckets
         ]
         self._bucket_of = {i: number for number, bucket in enumerate(self._buckets) for i in bucket.indices}

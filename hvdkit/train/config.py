@@ -2,11 +2,15 @@
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hvdkit.data import CorpusConfig
 from hvdkit.errors import ConfigError
 
+if TYPE_CHECKING:
+    import jsonargparse
+
+Options = TypeVar("Options")
 Scaling = Literal["weak", "weak-linear-lr", "weak-sqrt-lr", "strong"]
 
 
@@ -132,25 +136,48 @@ def parse(argv: list[str] | None, defaults: Path | None = None) -> TrainConfig:
 
     Raises ConfigError for anything it cannot read; prints help and exits if asked to.
     """
+    parser = make_parser("hvdkit train", _DESCRIPTION, defaults)
+    add_options(parser, TrainConfig)
+    return from_values(TrainConfig, read(parser, argv))
+
+
+def make_parser(name: str, description: str, defaults: Path | None = None) -> "jsonargparse.ArgumentParser":
+    """A parser without options but `--config`; `defaults` is a YAML file."""
     import jsonargparse
 
-    parser = jsonargparse.ArgumentParser(prog="hvdkit train", description=_DESCRIPTION, exit_on_error=False,
+    parser = jsonargparse.ArgumentParser(prog=name, description=description, exit_on_error=False,
                                          default_config_files=[str(defaults)] if defaults else [])  # fmt: skip
     parser.add_argument("--config", action="config", help="a YAML file with the options below (underscores for dashes)")
-    for item in fields(TrainConfig):
+    return parser
+
+
+def add_options(parser: "jsonargparse.ArgumentParser", kind: type[Any]) -> None:
+    """An option for each field of the dataclass `kind`, whose fields come from `option`."""
+    for item in fields(kind):
         more: dict[str, Any] = {"nargs": "*"} if item.name == "data" else {}
         default = item.default_factory() if callable(item.default_factory) else item.default
-        kind = str if item.name == "data" else item.type
+        kind_of: Any = str if item.name == "data" else item.type
         flag = f"--{item.name.replace('_', '-')}"
         if item.type is bool:
-            more, kind = {"nargs": "?", "const": True}, bool
-        parser.add_argument(flag, type=kind, default=default, help=item.metadata["help"], **more)
+            more, kind_of = {"nargs": "?", "const": True}, bool
+        parser.add_argument(flag, type=kind_of, default=default, help=item.metadata["help"], **more)
+
+
+def read(parser: "jsonargparse.ArgumentParser", argv: list[str] | None) -> dict[str, Any]:
+    """The values that a command line gives. Raises ConfigError for anything it cannot read."""
+    import jsonargparse
+
     try:
-        values = parser.parse_args(argv).as_dict()
+        values: dict[str, Any] = parser.parse_args(argv).as_dict()
     except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
         text = " ".join(str(error).split())
-        raise ConfigError(f"{text} (`hvdkit train --help` lists the options)") from None
-    return TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
+        raise ConfigError(f"{text} (`{parser.prog} --help` lists the options)") from None
+    return values
+
+
+def from_values(kind: type[Options], values: dict[str, Any]) -> Options:
+    """The dataclass `kind` with those of `values` that are its fields."""
+    return kind(**{item.name: values[item.name] for item in fields(kind)})  # type: ignore[arg-type]
 
 
 _DESCRIPTION = (

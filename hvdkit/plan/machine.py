@@ -1,0 +1,55 @@
+"""What a machine can do, as far as planning goes: the rates that `measure` found, or that were given instead."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from hvdkit.collectives.cost import Parameters
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of one rank while the other ranks of its host do the same."""
+
+    hosts: int
+    """Of the ranks that measured."""
+    ranks_per_host: int
+    threads: int
+    """CPU threads of a rank."""
+    has_free_core: bool
+    """Whether communication may run beside computation."""
+    flops_per_s: float
+    """Floating-point operations of a forward and backward pass."""
+    source: str
+    """What gave `flops_per_s`, in words."""
+    optimizer_s: float
+    """Clipping and AdamW, seconds per parameter."""
+    copy_s: float
+    """Copying a byte from memory to memory, in seconds."""
+    process_bytes: int
+    """Proportional set size of a rank without a model: Python, torch, Horovod, MPI and their buffers."""
+    memory: float
+    """Bytes that the ranks of a host may use together."""
+    collectives: Parameters | None
+    """None for one rank, and where hvdkit's own algorithms cannot run."""
+
+    def with_flops(self, flops_per_s: float) -> "Machine":
+        """The same with a given speed of computing, at which the optimizer and copies are as much faster."""
+        faster = flops_per_s / self.flops_per_s
+        return replace(
+            self,
+            flops_per_s=flops_per_s,
+            source="given",
+            optimizer_s=self.optimizer_s / faster,
+            copy_s=self.copy_s / faster,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        collectives = None if self.collectives is None else self.collectives.to_json()
+        return {**asdict(replace(self, collectives=None)), "collectives": collectives}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Machine":
+        """The inverse of `to_json`."""
+        collectives = saved["collectives"]
+        return cls(**{**saved, "collectives": collectives and Parameters.from_json(collectives)})

@@ -1,0 +1,82 @@
+"""The memory of a rank at each sharding stage.
+
+The state follows the formulas of `hvdkit.sharding.memory`. Activations are what is alive at the worst moment of a
+backward pass besides parameters and gradients; buffers, what sharding holds for a moment: the largest message twice
+(stages 1 and 2), the parameters outside the layers and one or two layers with their gradients (stage 3). The peak is
+the sum of all, although activations are gone when the last gradients come: what a process frees in a step its allocator
+keeps for the next one (measured with glibc, whose free heap in training was as large as the activations).
+"""
+
+from dataclasses import dataclass
+
+from hvdkit.plan.footprint import Footprint
+from hvdkit.sharding.memory import StateBytes, state_bytes
+
+STAGES = (0, 1, 2, 3)
+_ADAMW_NUMBERS = 2
+"""Per parameter, of its dtype."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank."""
+
+    state: StateBytes
+    activations: float
+    buffers: float
+    process: float
+    peak: float
+    """In training."""
+    saving: float
+    """The most on rank 0 while it saves a checkpoint, for which it assembles what is cut."""
+
+
+def plan_memory(
+    footprint: Footprint,
+    stage: int,
+    ranks: int,
+    *,
+    process_bytes: float,
+    shared_weights: bool = False,
+    runs_ahead: bool = False,
+) -> Memory:
+    """The memory of a rank, at `stage` with `ranks` ranks.
+
+    Args:
+        process_bytes: of a rank without a model.
+        shared_weights: one copy of the weights for all ranks, who are on one node.
+        runs_ahead: at stage 3, a layer is gathered while another one is in use.
+    """
+    cut = stage if ranks > 1 else 0
+
+    def state_of(at_stage: int, shared: bool) -> StateBytes:
+        return state_bytes(
+            at_stage,
+            footprint.parameters,
+            ranks,
+            itemsize=footprint.itemsize,
+            frozen=footprint.frozen,
+            state_per_parameter=_ADAMW_NUMBERS * footprint.itemsize / 4,
+            shared_weights=shared,
+        )
+
+    state = state_of(cut, shared_weights)
+    largest = max(footprint.message_bytes, default=0)
+    if cut == 3:
+        share = 1 - 1 / ranks  # of what is gathered, the rest is this rank's already
+        buffers = (footprint.root + (2 if runs_ahead else 1) * footprint.layer) * share + footprint.layer
+    else:
+        buffers = 2.0 * largest if cut else 0.0
+    whole = state_of(0, False)
+    assembled = whole.optimizer if cut else 0.0
+    if cut == 3:
+        assembled += whole.parameters * (1 - 1 / ranks)
+    held = state.parameters + state.optimizer + process_bytes
+    return Memory(
+        state=state,
+        activations=footprint.activations,
+        buffers=buffers,
+        process=process_bytes,
+        peak=held + state.gradients + footprint.activations + buffers,
+        saving=held + assembled,
+    )
