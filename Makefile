@@ -50,6 +50,7 @@ help:
 	@echo "                      bench-hosts: between two hosts; bench-straggler: one rank slower; bench-scaling: 1 to 8)"
 	@echo "make bench-compression  what compressed gradients cost in loss and save in bytes"
 	@echo "make bench-sharding   a step with a sharded model beside DDP's and FSDP2's"
+	@echo "make bench-plan       what hvdkit plan says of memory and time beside what training takes"
 	@echo "make article          every command of ARTICLE.md"
 	@echo "make clean            remove $(VENV) and build products"
 

@@ -64,7 +64,8 @@ def pattern(shown: str) -> re.Pattern[str]:
 
 
 def without_numbers(text: str) -> str:
-    return re.sub(r"\d[\d,.]*", "N", re.sub(r"\d+ min \d+ s", "0 s", text))
+    text = re.sub(r"\d+ min \d+ s", "0 s", re.sub(r"\b[kMG]B\b", "bytes", text))
+    return re.sub(r"\d[\d,.]*", "N", text)
 
 
 @pytest.fixture(scope="module")

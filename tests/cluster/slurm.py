@@ -38,7 +38,7 @@ PartitionName=all Nodes={names} Default=YES MaxTime=INFINITE State=UP
 # munged wants its folders closed to others; --force lets it go on with what pytest made.
 _MUNGE = """set -e
 mkdir -m 755 /run/munge
-munged --force --key-file={folder}/munge.key --log-file={disk}/munged.log --seed-file={disk}/munge.seed"""
+/usr/sbin/munged --force --key-file={folder}/munge.key --log-file={disk}/munged.log --seed-file={disk}/munge.seed"""
 
 
 def why_no_slurm() -> str:
