@@ -33,6 +33,18 @@ def check_parts(kind: str, whole: torch.Tensor, part: torch.Tensor, counts: Sequ
         raise ValueError(f"{kind}: the tensors must be contiguous")
 
 
+def check_out(kind: str, tensor: torch.Tensor, out: torch.Tensor) -> None:
+    """Raise ValueError unless `out` can hold rows as those of `tensor`."""
+    shape = tensor.shape[1:]
+    if out.dtype != tensor.dtype or out.device != tensor.device or not out.dim() or out.shape[1:] != shape:
+        raise ValueError(
+            f"{kind}: out={out.dtype} {tuple(out.shape)} on {out.device} cannot hold rows of {tensor.dtype} "
+            f"{tuple(shape)} on {tensor.device}"
+        )
+    if not out.is_contiguous() or out.is_neg() or out.is_conj() or out.requires_grad:
+        raise ValueError(f"{kind}: out= must be contiguous and must not require gradients")
+
+
 def check_shared(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Raise ValueError unless there can be a shared tensor of this `shape` and `dtype`."""
     if min(shape, default=0) < 0 or dtype not in REDUCIBLE:

@@ -28,6 +28,8 @@ class How(NamedTuple):
     postscale: float = 1.0
     weight: float | None = None
     root: int = 0
+    out: torch.Tensor | None = None
+    """Of an all-gather: where its result goes."""
 
     @property
     def is_scaled(self) -> bool:
@@ -97,7 +99,7 @@ def all_gather(how: How, tensors: Tensors) -> Tensors:
     direct = how.direct
 
     def run(tensor: torch.Tensor, label: str) -> torch.Tensor:
-        return direct.all_gather(tensor, label, strategy=how.strategy)
+        return direct.all_gather(tensor, label, strategy=how.strategy, out=how.out)
 
     def undo(gradients: Tensors) -> Tensors:
         averaged = all_reduce(how.of_gradients(op="average", strategy=_one_that_offers(how, "all_reduce")), gradients)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hvdkit.collectives.algorithms import Algorithms
-from hvdkit.collectives.checks import check_movable, check_parts, check_reducible, check_shared
+from hvdkit.collectives.checks import check_movable, check_out, check_parts, check_reducible, check_shared
 from hvdkit.collectives.group import Group
 from hvdkit.collectives.interface import Done, ReduceOp, Work
 from hvdkit.collectives.levels import Levels
@@ -203,34 +203,47 @@ class DirectCollectives:
 
     @_in_order
     def all_gather(
-        self, tensor: torch.Tensor, name: str = "", *, strategy: str | None = None
-    ) -> torch.Tensor:  # fmt: skip
-        """All ranks' `tensor` along the first dimension, in which they may differ (0 included). Collective."""
+        self, tensor: torch.Tensor, name: str = "", *, strategy: str | None = None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """All ranks' `tensor` along the first dimension, in which they may differ (0 included). Collective.
+
+        In `out` where it is given, (rows of all ranks, ...). Raises ValueError on all ranks if one has another size.
+        """
 
         def check() -> Call:
             check_movable("all_gather", tensor)
+            if out is not None:
+                check_out("all_gather", tensor, out)
             return self._call("all_gather", tensor if tensor.dim() else tensor.view(1), strategy, name=name)
 
-        plan = self._meet(check, ("all_gather", *traits(tensor), strategy, name))
+        into = None if out is None else (*traits(out), out.is_contiguous(), out.requires_grad)
+        plan = self._meet(check, ("all_gather", *traits(tensor), strategy, name, into))
         rows = tensor if tensor.dim() else tensor.view(1)
-        return self._gather_rows(rows.contiguous(), plan.call.algorithm)
+        return self._gather_rows(rows.contiguous(), plan.call.algorithm, out)
 
-    def _gather_rows(self, rows: torch.Tensor, strategy: str) -> torch.Tensor:
-        lengths = self._lengths(len(rows))
+    def _gather_rows(self, rows: torch.Tensor, strategy: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        lengths = self._lengths(len(rows), -1 if out is None else len(out))
         width = math.prod(rows.shape[1:]) * (2 if rows.is_complex() else 1)
         counts = [length * width for length in lengths]
-        out = empty_output((sum(lengths), *rows.shape[1:]), rows.dtype)
+        if out is None:
+            out = empty_output((sum(lengths), *rows.shape[1:]), rows.dtype)
         if out.numel():
             name = self.algorithms.resolve("all_gather", max(counts) * rows.element_size(), strategy)
             gather = self.algorithms.method("all_gather", name)
             gather(movable_view(flat_of(rows)), movable_view(out.view(-1)), counts)
         return out
 
-    def _lengths(self, mine: int) -> list[int]:
-        lengths = np.zeros(self.size, dtype=np.int64)
-        self.group.comm.Allgather(np.array([mine], dtype=np.int64), lengths)
-        found: list[int] = lengths.tolist()
-        return found
+    def _lengths(self, mine: int, room: int) -> list[int]:
+        """All ranks' lengths. Raises ValueError on all if they do not fill the `room` of one; -1 for any."""
+        found = np.zeros((self.size, 2), dtype=np.int64)
+        self.group.comm.Allgather(np.array([mine, room], dtype=np.int64), found)
+        lengths: list[int] = found[:, 0].tolist()
+        for rank, given in enumerate(found[:, 1].tolist()):
+            if given not in (-1, sum(lengths)):
+                raise ValueError(
+                    f"all_gather: the ranks bring {sum(lengths)} rows in all, and rank {rank} gives an out= of {given}"
+                )
+        return lengths
 
     @_in_order
     def reduce_scatter(

@@ -15,6 +15,7 @@ import torch
 
 from hvdkit.collectives import differentiable as own
 from hvdkit.collectives.algorithms import NAMES
+from hvdkit.collectives.checks import check_out
 from hvdkit.collectives.connect import direct_collectives, why_no_direct
 from hvdkit.collectives.differentiable import How, Tensors
 from hvdkit.collectives.direct import DirectCollectives
@@ -34,6 +35,9 @@ _STRATEGY_DOC = """
 _WEIGHT_DOC = """
         weight: hvdkit's: this rank's weight, 0 or more. The average is then sum_j w_j x_j / sum_j w_j and the sum
             sum_j w_j x_j; floating-point tensors only. Implies strategy="auto"."""
+_OUT_DOC = """
+        out: hvdkit's: a contiguous tensor for the result, (rows of all ranks, ...), which is returned; for results
+            that need no gradients. Implies strategy="auto"."""
 
 
 class DoneHandle(int):
@@ -106,7 +110,9 @@ class _Call:
         return [*result] if self.operation.is_grouped else [result]
 
 
-def _with_strategy(name: str, collective: str, *, takes_weight: bool = False) -> Callable[..., Any]:
+def _with_strategy(
+    name: str, collective: str, *, takes_weight: bool = False, takes_out: bool = False
+) -> Callable[..., Any]:
     """Horovod's operation `name` with `strategy=`; `collective` is its kind among hvdkit's own."""
     plain = getattr(operations, name)
     known = _Operation(plain, collective)
@@ -114,23 +120,25 @@ def _with_strategy(name: str, collective: str, *, takes_weight: bool = False) ->
     @functools.wraps(plain)
     def operation(*args: Any, strategy: str | None = None, **kwargs: Any) -> Any:
         weight = kwargs.pop("weight", None) if takes_weight else None
-        if strategy is None and weight is not None:
+        out = kwargs.pop("out", None) if takes_out else None
+        has_more = weight is not None or out is not None
+        if strategy is None and has_more:
             strategy = "auto"
-        if strategy is None or (strategy == "horovod" and weight is None):
+        if strategy is None or (strategy == "horovod" and not has_more):
             return plain(*args, **kwargs)
         call = _Call(known, known.bind(args, kwargs))
         direct = _direct(call, strategy)
         if direct is None:
-            return call.result(_by_engine(call, weight))
-        return call.result(_by_own(call, direct, strategy, weight))
+            return call.result(_by_engine(call, weight, out))
+        return call.result(_by_own(call, direct, strategy, weight, out))
 
-    extra = ["strategy", "weight"] if takes_weight else ["strategy"]
+    extra = ["strategy", *(["weight"] if takes_weight else []), *(["out"] if takes_out else [])]
     keywords = [inspect.Parameter(word, inspect.Parameter.KEYWORD_ONLY, default=None) for word in extra]
     operation.__signature__ = known.signature.replace(  # type: ignore[attr-defined]
         parameters=[*known.signature.parameters.values(), *keywords]
     )
     head, returns, tail = (plain.__doc__ or "").partition("\n    Returns:")
-    extra_doc = _STRATEGY_DOC + (_WEIGHT_DOC if takes_weight else "")
+    extra_doc = _STRATEGY_DOC + (_WEIGHT_DOC if takes_weight else "") + (_OUT_DOC if takes_out else "")
     operation.__doc__ = f"{head.rstrip()}{extra_doc}\n{returns}{tail}"
     return operation
 
@@ -187,16 +195,24 @@ def _refuse(direct: DirectCollectives, error: Exception) -> NoReturn:
     direct.refuse(error)
 
 
-def _by_own(call: _Call, direct: DirectCollectives, strategy: str, weight: float | None) -> Tensors:
+def _by_own(
+    call: _Call, direct: DirectCollectives, strategy: str, weight: float | None, out: torch.Tensor | None
+) -> Tensors:
     operation = call.operation
     try:
-        how = _how(call, direct, strategy, weight)
+        _check_out(call, out)
+        how = _how(call, direct, strategy, weight)._replace(out=out)
         sent, decompress = _compressed(call)
     except (TypeError, ValueError) as error:
         _refuse(direct, error)
     if operation.is_async and not operation.is_in_place:
         sent = [tensor.detach() for tensor in sent]
     return decompress(operation.own(how, sent))
+
+
+def _check_out(call: _Call, out: torch.Tensor | None) -> None:
+    if out is not None and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
+        raise ValueError(f"{call.operation.name}: out= holds no gradients; leave it out, or use torch.no_grad()")
 
 
 def _how(call: _Call, direct: DirectCollectives, strategy: str, weight: float | None) -> How:
@@ -241,9 +257,10 @@ def _compressed(call: _Call) -> tuple[Tensors, Callable[[Tensors], Tensors]]:
     return [*sent], lambda results: [*map(compression.decompress, results, contexts)]
 
 
-def _by_engine(call: _Call, weight: float | None) -> Tensors:
+def _by_engine(call: _Call, weight: float | None, out: torch.Tensor | None = None) -> Tensors:
     """The call by Horovod's engine, which wants contiguous tensors; weights are multiplied in before."""
     tensors, reduction = call.tensors, None
+    _check_out(call, out)
     if weight is not None:
         op, (tensor,) = _op_name(call.arguments), tensors
         mine = torch.tensor([weight], dtype=torch.float64)
@@ -256,6 +273,11 @@ def _by_engine(call: _Call, weight: float | None) -> Tensors:
     else:
         sent = [tensor.contiguous() for tensor in tensors]
     results = call.by_engine(sent)
+    if out is not None:
+        check_out(call.operation.name, results[0], out)  # after it, so that no rank waits for this one
+        if len(out) != len(results[0]):
+            raise ValueError(f"{call.operation.name}: the ranks bring {len(results[0])} rows, out= has {len(out)}")
+        return [out.copy_(results[0])]
     if not call.operation.is_in_place:
         return results
     with torch.no_grad():
@@ -282,7 +304,7 @@ reducescatter = _scatter("reducescatter")
 reducescatter_async = _scatter("reducescatter_async")
 grouped_reducescatter = _scatter("grouped_reducescatter")
 grouped_reducescatter_async = _scatter("grouped_reducescatter_async")
-allgather = _gather("allgather")
+allgather = _gather("allgather", takes_out=True)
 allgather_async = _gather("allgather_async")
 grouped_allgather = _gather("grouped_allgather")
 grouped_allgather_async = _gather("grouped_allgather_async")

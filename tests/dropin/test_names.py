@@ -13,7 +13,7 @@ from hvdkit.runtime import World
 from tests.jobs import run_program, succeed
 
 OWN_SIGNATURE = {"init", "shutdown", "DistributedOptimizer"}
-OWN_KEYWORDS = [("strategy", inspect.Parameter.KEYWORD_ONLY, None), ("weight", inspect.Parameter.KEYWORD_ONLY, None)]
+OWN_KEYWORDS = [(name, inspect.Parameter.KEYWORD_ONLY, None) for name in ("strategy", "weight", "out")]
 TAKES_STRATEGY = {
     grouped + name + ending
     for name in ("allreduce", "allgather", "broadcast", "reducescatter")

@@ -140,6 +140,39 @@ def test_rows_that_differ(world: World) -> None:
         assert torch.equal(hvd.allgather(mine, strategy=strategy), wanted)
 
 
+def test_into_memory_that_is_there(world: World) -> None:
+    for mine in (values(world, (3 * world.rank + 1, 2), torch.float32), values(world, (4,), torch.int64)):
+        wanted = hvd.allgather(mine)
+        for strategy in [None, *strategies(world, "all_gather")]:
+            out = torch.full_like(wanted, -1)
+            assert hvd.allgather(mine, strategy=strategy, out=out) is out
+            assert torch.equal(out, wanted)
+
+
+def test_memory_that_does_not_fit(world: World) -> None:
+    mine = torch.ones(2, 3, requires_grad=True)
+    rows = 2 * world.size
+    for strategy in strategies(world, "all_gather"):
+        for out, said in [
+            (torch.zeros(rows + 1, 3), "out="),
+            (torch.zeros(rows, 3, dtype=torch.float64), "out="),
+            (torch.zeros(rows, 3), "holds no gradients"),
+        ]:
+            with pytest.raises(ValueError, match=said):
+                hvd.allgather(mine if "gradients" in said else mine.detach(), strategy=strategy, out=out)
+    for strategy in strategies(world, "all_gather", own_only=True):
+        with pytest.raises(ValueError, match="contiguous"):
+            hvd.allgather(mine.detach(), strategy=strategy, out=torch.zeros(3, rows).t())
+
+
+@pytest.mark.usefixtures("several")
+def test_one_rank_whose_memory_does_not_fit(world: World) -> None:
+    out = torch.zeros(2 * world.size + (world.rank == 1), 3)
+    for strategy in strategies(world, "all_gather", own_only=True):
+        with pytest.raises(ValueError, match=f"bring {2 * world.size} rows in all, and rank 1 gives an out= of"):
+            hvd.allgather(torch.ones(2, 3), strategy=strategy, out=out)
+
+
 @KINDS
 def test_what_is_not_contiguous(world: World, kind: str) -> None:
     name = EVERY_KIND[kind]
