@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.job import markdown, print_record, print_table, replacing
 from benchmarks.machine import describe_machine
-from benchmarks.measured_job import JobError, end_when_told, run_to_end
+from benchmarks.measured_job import JobError, run_to_end
+from hvdkit.launch.job import end_when_told
 from hvdkit.models import PRESETS
 from hvdkit.train.config import TrainConfig
 from hvdkit.train.metrics import read_metrics

@@ -23,9 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.host_calls import measure_all_reduces
 from benchmarks.job import print_record, print_table, write_page
-from benchmarks.measured_job import JobError, end_when_told, report, run_job
+from benchmarks.measured_job import JobError, report, run_job
 from benchmarks.step_arms import ARMS, SIZES, StepOptions, measure_steps
 from benchmarks.step_picture import draw_hosts
+from hvdkit.launch.job import end_when_told
 from tests.cluster.hosts import Host, cluster, why_not
 from tests.cluster.link import limit_rate, why_no_limit
 

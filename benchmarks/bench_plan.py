@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.bench_hosts import NAMES, RANKS, start_on_hosts
 from benchmarks.job import print_record, print_table, write_page
-from benchmarks.measured_job import JobError, end_when_told, run_to_end
+from benchmarks.measured_job import JobError, run_to_end
 from benchmarks.plan_picture import draw_plans
 from benchmarks.watched_training import measure_peak_bytes, measure_step_s, start_train
+from hvdkit.launch.job import end_when_told
 from tests.cluster.hosts import Host, cluster, why_not
 from tests.cluster.link import limit_rate, why_no_limit
 

@@ -25,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from torch import nn
 
 from benchmarks.job import print_record, print_table, write_page
-from benchmarks.measured_job import JobError, end_when_told, on_this_machine, report, run_job
+from benchmarks.measured_job import JobError, on_this_machine, report, run_job
 from benchmarks.predicted_communication import predict_communication_s
 from benchmarks.step_arms import OPTIMIZERS, SIZES, StepOptions, measure_steps
 from benchmarks.step_picture import draw_scaling
+from hvdkit.launch.job import end_when_told
 from hvdkit.runtime import is_initialized
 from hvdkit.runtime.world import usable_cores
 

@@ -25,8 +25,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from benchmarks.job import print_record, print_table, write_page
-from benchmarks.measured_job import JobError, end_when_told, on_this_machine, report, run_job
+from benchmarks.measured_job import JobError, on_this_machine, report, run_job
 from benchmarks.step_picture import draw_stragglers
+from hvdkit.launch.job import end_when_told
 from hvdkit.runtime.world import usable_cores
 
 KIB = 1024

@@ -1,25 +1,20 @@
 """A job whose ranks each write down what they measured, and its limits in time.
 
-The driver starts the ranks through a launcher, in a session of their own, and reads one JSON file of each rank when
-they are done. Past its time, or when the driver is interrupted, the whole job is ended: the launcher is asked first,
-since it alone knows ranks in sessions of their own.
+The driver starts the ranks through a launcher and reads one JSON file of each rank when they are done. Past its time,
+or when the driver is interrupted, the whole job is ended.
 """
 
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from benchmarks.job import launch_environment
+from hvdkit.errors import LaunchError
+from hvdkit.launch import job
 from hvdkit.runtime.launcher import launch_info
-
-_GRACE_S = 10
 
 
 class JobError(Exception):
@@ -48,25 +43,10 @@ def run_to_end(
     words: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float = 600
 ) -> tuple[int, str]:
     """Run the command `words`; returns its status and all that it printed. Raises JobError after `timeout_s`."""
-    job = subprocess.Popen(
-        words,
-        env=launch_environment(env),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
     try:
-        printed, _ = job.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        printed = _end(job)
-        raise JobError(f"no end after {timeout_s:.0f} s: {' '.join(words)}\n{printed}") from None
-    except BaseException:
-        _end(job)
-        raise
-    return job.returncode, printed
+        return job.run_to_end(words, launch_environment(env), timeout_s)
+    except LaunchError as error:
+        raise JobError(str(error)) from None
 
 
 def report(folder: Path, measured: Any) -> None:
@@ -84,23 +64,3 @@ def put(path: Path, measured: Any) -> None:
 def on_this_machine(ranks: int, script: str, *words: str) -> list[str]:
     """The command that runs `python SCRIPT WORDS` on `ranks` ranks here, as `horovodrun` starts them: not bound."""
     return ["horovodrun", "--disable-cache", "-np", str(ranks), sys.executable, script, *words]
-
-
-def end_when_told() -> None:
-    """From now on SIGTERM ends this program as an error does, and so its job too, and what `finally` cleans up."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-
-
-def _end(job: "subprocess.Popen[str]") -> str:
-    printed = ""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with suppress(ProcessLookupError):  # the leader may be gone while its children are not
-            os.killpg(job.pid, number)
-        try:
-            printed, _ = job.communicate(timeout=_GRACE_S)
-            break
-        except subprocess.TimeoutExpired:
-            continue
-    with suppress(ProcessLookupError):
-        os.killpg(job.pid, signal.SIGKILL)
-    return printed or ""

@@ -5,8 +5,6 @@ launcher it measures the ranks that it has, their network too.
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -14,8 +12,7 @@ from pathlib import Path
 
 from hvdkit.data import ByteTokenizer, load_tokenizer
 from hvdkit.errors import ConfigError, HvdkitError
-from hvdkit.launch.command import Wanted, build_command
-from hvdkit.launch.site import find_site
+from hvdkit.launch.job import end_when_told, run_python
 from hvdkit.plan.command import command_lines, train_options
 from hvdkit.plan.footprint import Footprint
 from hvdkit.plan.machine import Machine
@@ -38,6 +35,7 @@ _HALF_BYTES = {"fp16": 0.5, "bf16": 0.5}
 def main(argv: list[str] | None = None) -> int:
     """Plan; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
+    end_when_told()
     try:
         options, config = parse(words)
         question = _ask(options, config)
@@ -150,29 +148,8 @@ def _measure_here(question: _Question, ranks: int) -> Machine:
         file = Path(folder, "machine.json")
         words = ("-m", "hvdkit.plan.measure", str(file), str(ranks), str(question.vocab_size))
         config = replace(config, model=QUICK) if options.flops is not None else config
-        command = (sys.executable, *words, *train_options(config, config.sharding))
-        environment = dict(os.environ)
-        if together > 1:
-            site = find_site()
-            command, environment["PATH"] = build_command(Wanted(together, command), site), site.path
-        return _run(command, environment, file)
-
-
-def _run(command: tuple[str, ...], environment: dict[str, str], file: Path) -> Machine:
-    result = subprocess.run(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        timeout=_MEASURE_LIMIT_S,
-    )
-    if result.returncode or not file.exists():
-        last = "\n".join(result.stdout.strip().splitlines()[-8:])
-        raise HvdkitError(f"measuring this machine failed (status {result.returncode}):\n{last}")
-    return Machine.from_json(json.loads(file.read_text(encoding="utf-8")))
+        run_python(together, [*words, *train_options(config, config.sharding)], _MEASURE_LIMIT_S)
+        return Machine.from_json(json.loads(file.read_text(encoding="utf-8")))
 
 
 def _vocab_size(config: TrainConfig) -> int:

@@ -56,7 +56,8 @@ def test_a_job_that_hangs_is_killed_with_its_children() -> None:
 
 def test_a_driver_that_is_told_to_end_ends_its_job(tmp_path: Path) -> None:
     launched = on_this_machine(2, "-c", f"import os, time; open(f'{tmp_path}/{{os.getpid()}}', 'w'); time.sleep(100)")
-    program = f"from benchmarks.measured_job import *; end_when_told(); run_job({launched!r}, 2)"
+    imports = "from benchmarks.measured_job import run_job; from hvdkit.launch.job import end_when_told"
+    program = f"{imports}; end_when_told(); run_job({launched!r}, 2)"
     driver = subprocess.Popen([sys.executable, "-c", program], env=clean_environ(), cwd=ROOT, start_new_session=True)
     deadline = time.monotonic() + 60
     while len(ranks := [int(path.name) for path in tmp_path.iterdir()]) < 2 and time.monotonic() < deadline:
