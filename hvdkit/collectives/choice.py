@@ -1,6 +1,7 @@
 """The cheapest valid algorithm for each collective and message length, and why."""
 
 import bisect
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hvdkit.collectives.cost import Curve, Parameters
@@ -59,12 +60,18 @@ def choose_all(parameters: Parameters) -> Choice:
 def _cheapest(curves: dict[str, Curve], nbytes: int, at_shorter: str | None) -> str:
     """The algorithm with the least predicted cost; where others are as good, the thrifty one or that `at_shorter`."""
     costs = {name: curve.seconds(nbytes) for name, curve in curves.items()}
-    least = min(costs.values())
-    if nbytes >= _LONG_BYTES:
-        was_probed = max(curve.points[-1][0] for curve in curves.values()) >= _LONG_BYTES
-        for name in _MOVE_LEAST:
-            if name in costs and (not was_probed or costs[name] <= least * (1 + _DOUBT)):
-                return name
-    if at_shorter is not None and costs[at_shorter] <= least * (1 + MARGIN):
+    was_probed = max(curve.points[-1][0] for curve in curves.values()) >= _LONG_BYTES
+    if (thrifty := thrifty_one(costs, nbytes, doubt=_DOUBT if was_probed else float("inf"))) is not None:
+        return thrifty
+    if at_shorter is not None and costs[at_shorter] <= min(costs.values()) * (1 + MARGIN):
         return at_shorter
     return min(costs, key=costs.__getitem__)
+
+
+def thrifty_one(costs: Mapping[str, float], nbytes: float, doubt: float = _DOUBT) -> str | None:
+    """For a long message the algorithm that moves least, if its predicted cost is close enough to the least one."""
+    if nbytes >= _LONG_BYTES:
+        for name in _MOVE_LEAST:
+            if name in costs and costs[name] <= min(costs.values()) * (1 + doubt):
+                return name
+    return None

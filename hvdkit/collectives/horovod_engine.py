@@ -44,6 +44,10 @@ class HorovodEngine:
         )  # fmt: skip
         return gathered
 
+    def all_gather_async(self, tensor: torch.Tensor, name: str) -> Work:
+        """The same without waiting; ranks may call in any order, as the engine negotiates by `name`. Collective."""
+        return _EngineWork(operations.allgather_async(tensor.contiguous(), name=name, process_set=self._process_set))
+
     def reduce_scatter_into(
         self, data: torch.Tensor, out: torch.Tensor, counts: Sequence[int], name: str, *, op: ReduceOp = "sum",
         weight: float | None = None,

@@ -2,7 +2,9 @@
 
 Buckets are filled and reduced strictly in the agreed order, each as soon as it and all before it are complete; what
 is left goes at the end of backward, together with a header: one small float64 all-reduce that carries the weights,
-which parameters have a gradient anywhere, and which buckets were sent too early and must be sent again.
+which parameters have a gradient anywhere, and which buckets were sent too early and must be sent again. Sparse
+gradients are sent then too. Horovod's engine does it all, in any order: several optimizers may meet in another order
+on each rank, and nothing is waited for until all have sent.
 """
 
 import contextlib
@@ -12,13 +14,13 @@ from typing import Any
 
 import torch
 
-from hvdkit.collectives import Collectives, ReduceOp, Work
+from hvdkit.collectives import HorovodEngine, ReduceOp, Work
 from hvdkit.optim.bucket_sums import BucketSums, Residuals
 from hvdkit.optim.buckets import Bucket, plan_buckets
 from hvdkit.optim.compression import BucketCompressor, can_share_buckets
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.plan import Agreement
-from hvdkit.optim.sparse import exchanged_sparse
+from hvdkit.optim.sparse import SparseOnTheWay
 from hvdkit.optim.weighting import FIELDS, Weighting, combine
 
 
@@ -27,7 +29,7 @@ class Exchange:
 
     def __init__(
         self,
-        collectives: Collectives,
+        collectives: HorovodEngine,
         agreed: Agreement,
         parameters: Sequence[torch.Tensor],
         options: ReducerOptions,
@@ -59,6 +61,7 @@ class Exchange:
 
     def _begin(self) -> None:
         self._works: list[tuple[Work, Any]] = []
+        self._sparse: dict[int, SparseOnTheWay] = {}
         self._header: Work | None = None
         self._resend: set[int] = set()
         self._missing = [len(bucket.indices) for bucket in self._buckets]
@@ -69,12 +72,10 @@ class Exchange:
 
         That happens where backward raised an error on all ranks. Where ranks are gone there is nothing to wait for.
         """
-        for work, _ in self._works:
+        waits = [*(work.wait for work, _ in self._works), *(sparse.wait for sparse in self._sparse.values())]
+        for wait in [*waits, *([] if self._header is None else [self._header.wait])]:
             with contextlib.suppress(RuntimeError):
-                work.wait()
-        if self._header is not None:
-            with contextlib.suppress(RuntimeError):
-                self._header.wait()
+                wait()
         self._begin()
 
     def residuals(self) -> Residuals:
@@ -109,6 +110,10 @@ class Exchange:
         self._header = self._collectives.all_reduce_async_(header, f"{self._agreed.key}.header")
         while len(self._works) < len(self._buckets):
             self._send_next()
+        factor = 0.0 if self._is_silent else self._weighting.factor
+        for index in self._sparse_indices:
+            name = f"{self._agreed.key}.sparse.{index}"
+            self._sparse[index] = SparseOnTheWay(self._collectives, self._parameters[index], factor, name)
 
     def finish(self) -> bool:
         """Wait for all and write the aggregated gradients into `.grad`. Collective, after `send_rest()`.
@@ -137,11 +142,8 @@ class Exchange:
             if self._sums is None:
                 result = self._options.compression.decompress(result, context)
             self._write_back(bucket, result, scale, is_used, is_sparse)
-        for index in self._sparse_indices:
-            self._parameters[index].grad = exchanged_sparse(
-                self._collectives, self._parameters[index], 0.0 if self._is_silent else self._weighting.factor,
-                f"{self._agreed.key}.sparse.{index}", is_used=is_used[index], scale=self.inverse,
-            )  # fmt: skip
+        for index, on_the_way in self._sparse.items():
+            self._parameters[index].grad = on_the_way.summed(is_used=is_used[index], scale=self.inverse)
         self._weighting.unit = total.unit or self._weighting.unit
         self._unit = total.unit or 1.0
         planned = self._agreed.sparse

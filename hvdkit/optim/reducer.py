@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from hvdkit.collectives import Collectives, DirectCollectives
+from hvdkit.collectives import Collectives, DirectCollectives, HorovodEngine
 from hvdkit.errors import HvdkitError
 from hvdkit.optim.backward import at_end_of_backward
 from hvdkit.optim.bucket_sums import Residuals
@@ -225,6 +225,7 @@ class Reducer:
         arguments = (agreed, self._parameters, self.options, self.weighting, self.statistics, self._residuals)
         if isinstance(collectives, DirectCollectives):
             return DirectExchange(collectives, *arguments)
+        assert isinstance(collectives, HorovodEngine), "what does not communicate directly does it by the engine"
         return Exchange(collectives, *arguments)
 
     def _scale_alone(self) -> None:

@@ -5,22 +5,32 @@ bytes that are alive at each moment, and the floating-point operations, can be c
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
 from hvdkit.data import Batch
 from hvdkit.errors import ConfigError, HvdkitError
 from hvdkit.models import LanguageModel, count_parameters
 from hvdkit.optim.buckets import DEFAULT_BUCKET_BYTES, LARGE_BYTES
 from hvdkit.sharding.layers import find_layers
+from hvdkit.sharding.partition import plan_flats
 from hvdkit.train.loss import mean_loss
+
+_ATTENTION = torch.ops.aten
+_CPU_ATTENTION = {
+    _ATTENTION._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+    _ATTENTION._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+}
+"""Operations that torch's counter does not know by itself."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,11 @@ class Footprint:
     activations: int
     """The most that is alive besides parameters, where each gradient is dropped when it is complete."""
     message_bytes: tuple[int, ...]
-    """Lengths of the messages that carry the gradients: large ones one by one, small ones in buckets."""
+    """Lengths of the messages that carry the gradients at stage 0: large ones one by one, small ones in buckets."""
+    packed: int
+    """Of the gradients in buckets, which are copied there."""
+    flat_bytes: tuple[int, ...]
+    """Lengths of the messages at stages 1 to 3."""
     root: int
     """Of the parameters outside all layers (embeddings, mostly), which stage 3 gathers for the whole pass."""
     layer: int
@@ -65,7 +79,10 @@ def measure_footprint(build: Callable[[], LanguageModel], batch_size: int, conte
     """
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            model = build()
+            with _conversions():
+                model = build()
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise ConfigError("the model trains nothing: none of its parameters requires gradients")
             activations, flops = _backward(model, batch_size, context, autocast)
     except HvdkitError:
         raise
@@ -85,6 +102,10 @@ def measure_footprint(build: Callable[[], LanguageModel], batch_size: int, conte
         flops=flops,
         activations=activations,
         message_bytes=_messages(trained),
+        packed=sum(parameter.nbytes for parameter in trained if parameter.nbytes < LARGE_BYTES),
+        flat_bytes=tuple(
+            flat.numel * flat.dtype.itemsize for flat in plan_flats(trained, range(len(trained)), 1) if flat.numel
+        ),
         root=max(0, whole - sum(layers)),
         layer=max(layers, default=0),
         layers=len(layers),
@@ -109,9 +130,29 @@ def _backward(model: LanguageModel, batch_size: int, context: int, autocast: boo
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop)
-    with FlopCounterMode(display=False) as counter, live:
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter, live:
         mean_loss(model, fake_batch(batch_size, context), autocast).backward()
     return live.most, float(counter.get_total_flops())
+
+
+@contextmanager
+def _conversions() -> Iterator[None]:
+    """Within it modules made of tensors without values can be converted, as by `.to()`, which torch cannot do."""
+
+    def apply(module: torch.nn.Module, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        made: dict[int, torch.nn.Parameter] = {}
+        for part in module.modules() if recurse else [module]:
+            for name, parameter in part._parameters.items():
+                if parameter is not None:
+                    new = torch.nn.Parameter(function(parameter.detach()), parameter.requires_grad)
+                    part._parameters[name] = made.setdefault(id(parameter), new)
+            for name, buffer in part._buffers.items():
+                if buffer is not None:
+                    part._buffers[name] = function(buffer)
+        return module
+
+    with mock.patch.object(torch.nn.Module, "_apply", apply):
+        yield
 
 
 def _drop(parameter: torch.Tensor) -> None:

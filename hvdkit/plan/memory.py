@@ -1,13 +1,15 @@
 """The memory of a rank at each sharding stage.
 
 The state follows the formulas of `hvdkit.sharding.memory`. Activations are what is alive at the worst moment of a
-backward pass besides parameters and gradients; buffers, what sharding holds for a moment: the largest message twice
-(stages 1 and 2), the parameters outside the layers and one or two layers with their gradients (stage 3). The peak is
+backward pass besides parameters and gradients; buffers, what communication holds: small gradients packed into buckets
+(stage 0), the largest message twice (stages 1 and 2), the parameters outside the layers and one or two layers with
+their gradients (stage 3). While gradients accumulate over several micro-batches every rank holds whole ones, and at
+stage 3 the parameters that a pass has gathered. The peak is
 the sum of all, although activations are gone when the last gradients come: what a process frees in a step its allocator
 keeps for the next one (measured with glibc, whose free heap in training was as large as the activations).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hvdkit.plan.footprint import Footprint
 from hvdkit.sharding.memory import StateBytes, state_bytes
@@ -39,6 +41,7 @@ def plan_memory(
     process_bytes: float,
     shared_weights: bool = False,
     runs_ahead: bool = False,
+    accumulates: bool = False,
 ) -> Memory:
     """The memory of a rank, at `stage` with `ranks` ranks.
 
@@ -46,6 +49,7 @@ def plan_memory(
         process_bytes: of a rank without a model.
         shared_weights: one copy of the weights for all ranks, who are on one node.
         runs_ahead: at stage 3, a layer is gathered while another one is in use.
+        accumulates: several micro-batches make a step.
     """
     cut = stage if ranks > 1 else 0
 
@@ -61,22 +65,24 @@ def plan_memory(
         )
 
     state = state_of(cut, shared_weights)
-    largest = max(footprint.message_bytes, default=0)
-    if cut == 3:
-        share = 1 - 1 / ranks  # of what is gathered, the rest is this rank's already
+    share = 1 - 1 / ranks  # of what is gathered, the rest is this rank's already
+    if cut == 3 and accumulates:
+        buffers = footprint.parameters * footprint.itemsize * share
+    elif cut == 3:
         buffers = (footprint.root + (2 if runs_ahead else 1) * footprint.layer) * share + footprint.layer
     else:
-        buffers = 2.0 * largest if cut else 0.0
+        buffers = 2.0 * max(footprint.flat_bytes, default=0) if cut else float(footprint.packed)
+    gradients = float(footprint.gradients) if accumulates else state.gradients
     whole = state_of(0, False)
     assembled = whole.optimizer if cut else 0.0
     if cut == 3:
         assembled += whole.parameters * (1 - 1 / ranks)
     held = state.parameters + state.optimizer + process_bytes
     return Memory(
-        state=state,
+        state=replace(state, gradients=gradients),
         activations=footprint.activations,
         buffers=buffers,
         process=process_bytes,
-        peak=held + state.gradients + footprint.activations + buffers,
+        peak=held + gradients + footprint.activations + buffers,
         saving=held + assembled,
     )

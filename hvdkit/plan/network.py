@@ -7,12 +7,13 @@ Where the ranks that are planned lie as those that measured, the curves of the c
                 (`wire_factor` x bytes / link), since blocks of both run at the same time; and the wire's latencies
 
 Given numbers win: `link` between hosts, `inside` between the devices of a host, which then all use Horovod's ring.
+More ranks on a host than have measured move more bytes at the same speed.
 """
 
 import math
 from dataclasses import dataclass
 
-from hvdkit.collectives.choice import choose_all
+from hvdkit.collectives.choice import choose_all, thrifty_one
 from hvdkit.collectives.cost import wire_factor
 from hvdkit.plan.machine import Machine
 
@@ -68,12 +69,12 @@ class Network:
 
     def chosen(self, collective: str, nbytes: float, ranks: Ranks) -> str:
         """The algorithm that strategy="auto" means there."""
-        offered = self.algorithms(ranks, collective)
         parameters = self.machine.collectives
-        if len(offered) == 1 or parameters is None or (ranks.hosts > 1 and not self._is_as_measured(ranks)):
-            return offered[0]
-        name = choose_all(parameters)(collective, math.ceil(nbytes))
-        return name if name in offered else offered[0]
+        if self._is_as_measured(ranks) and parameters is not None:
+            one = nbytes / ranks.size if collective == "all_gather" else nbytes
+            return choose_all(parameters)(collective, math.ceil(one))
+        costs = {name: self.seconds(collective, name, nbytes, ranks) for name in self.algorithms(ranks, collective)}
+        return thrifty_one(costs, nbytes) or min(costs, key=costs.__getitem__)
 
     def seconds(self, collective: str, algorithm: str, nbytes: float, ranks: Ranks) -> float:
         """Of `collective` with a message of `nbytes` on each rank (for all-gather: of all together)."""
@@ -84,14 +85,15 @@ class Network:
         if self.machine.hosts > 1 and self.link is None and ranks.hosts > 1 and self.inside is None:
             there = Ranks(self.machine.hosts, self.machine.ranks_per_host)
             growth = _wire_share(collective, algorithm, ranks) / _wire_share(collective, algorithm, there)
-            return self._measured(collective, algorithm, nbytes, there) * growth
-        host_s = self._host_seconds(collective, algorithm, nbytes, ranks)
+            more = _messages(collective, algorithm, ranks) - _messages(collective, algorithm, there)
+            return self._measured(collective, algorithm, nbytes, there) * growth + more * self._latency_s
+        host_s = self.busy_seconds(collective, algorithm, nbytes, ranks)
         if ranks.hosts == 1:
             return host_s
         wire = self.wire_bytes_per_s
         assert wire is not None, "options say that several hosts need a link"
         wire_s = _wire_share(collective, algorithm, ranks) * nbytes / wire
-        return max(host_s, wire_s) + _messages(algorithm, ranks) * self._latency_s
+        return max(host_s, wire_s) + _messages(collective, algorithm, ranks) * self._latency_s
 
     def bytes_out(self, collective: str, algorithm: str, nbytes: float, ranks: Ranks) -> float:
         """Bytes that the busiest host sends."""
@@ -115,8 +117,8 @@ class Network:
         one = nbytes / ranks.size if collective == "all_gather" else nbytes
         return parameters.cost(collective, algorithm, math.ceil(one))
 
-    def _host_seconds(self, collective: str, algorithm: str, nbytes: float, ranks: Ranks) -> float:
-        """The part that is done within a host."""
+    def busy_seconds(self, collective: str, algorithm: str, nbytes: float, ranks: Ranks) -> float:
+        """The part that is done within a host, which keeps its ranks busy."""
         if ranks.per_host == 1:
             return 0.0
         share = _host_share(collective, ranks.per_host)
@@ -141,13 +143,14 @@ def _wire_share(collective: str, algorithm: str, ranks: Ranks) -> float:
     """How many times the bytes of a message (all-gather: of all ranks) leave the busiest host."""
     if ranks.hosts == 1:
         return 0.0
-    name = algorithm if algorithm in _BETWEEN_HOSTS else "hierarchical"
+    name = {"horovod": "ring"}.get(algorithm, algorithm if algorithm in _BETWEEN_HOSTS else "hierarchical")
     factor = wire_factor(collective, name, ranks.hosts, ranks.size)
     return factor / ranks.size if collective == "all_gather" else factor
 
 
-def _messages(algorithm: str, ranks: Ranks) -> int:
-    """How many messages follow one another between hosts."""
-    if algorithm == "tree":
-        return 2 * math.ceil(math.log2(ranks.hosts))
-    return 2 * ((ranks.size if algorithm == "ring" else ranks.hosts) - 1)
+def _messages(collective: str, algorithm: str, ranks: Ranks) -> int:
+    """How many messages follow one another between hosts: around a ring, or up a tree (and back down)."""
+    there_and_back = 2 if collective == "all_reduce" else 1
+    if algorithm == "tree" or (algorithm == "hierarchical" and collective != "all_reduce"):
+        return there_and_back * math.ceil(math.log2(ranks.hosts))
+    return there_and_back * ((ranks.hosts if algorithm == "hierarchical" else ranks.size) - 1)
