@@ -6,8 +6,8 @@ from dataclasses import asdict
 from hvdkit.plan.network import Ranks
 from hvdkit.train.config import TrainConfig
 
-_ETHERNET_BYTES_PER_S = 5e9
-"""Faster links are InfiniBand or RoCE, as a rule."""
+ETHERNET_BYTES_PER_S = 5e9
+"""Faster links are taken to be InfiniBand or RoCE."""
 _READY_HOSTFILES = (2, 4, 8)
 
 
@@ -26,26 +26,30 @@ def train_options(config: TrainConfig, stage: int) -> list[str]:
 def command_lines(
     config: TrainConfig, stage: int, ranks: Ranks, cores: int, *, has_gpus: bool, link: float | None
 ) -> list[str]:
-    """Lines for a shell, run in hvdkit's folder; names of hosts are to be filled in."""
+    """Lines for a shell, run in hvdkit's folder; what is to be filled in stands in a comment before them."""
     train = shlex.join(["python", "-m", "hvdkit.train", *train_options(config, stage)])
     if ranks.size == 1:
         return [train]
-    hosts = ",".join(f"node{number + 1}:{ranks.per_host}" for number in range(min(ranks.hosts, 3)))
-    hosts += ",..." if ranks.hosts > 3 else ""
-    if has_gpus:
-        where = f" -H {hosts} --network-interface eth0" if ranks.hosts > 1 else ""
-        return ["set -a; . mpi_configs/gpus_nccl.env; set +a", f"horovodrun -np {ranks.size}{where} {train}"]
+    launch = f"hvdkit run -np {ranks.size}"
     if ranks.hosts == 1:
+        if has_gpus:
+            return [_GPU_SETTINGS, f"{launch} -- {train}"]
         if ranks.size > cores:
-            variable = "OMPI_MCA_mca_base_param_files=$PWD/mpi_configs/oversubscribed_laptop.conf"
-            return [f"{variable} \\", f"  horovodrun -np {ranks.size} {train}"]
-        if ranks.size in _READY_HOSTFILES:
-            return [f"mpirun --hostfile mpi_configs/one_machine_{ranks.size}_ranks.hosts {train}"]
-        return [f"horovodrun -np {ranks.size} {train}"]
-    is_fast = link is not None and link > _ETHERNET_BYTES_PER_S
+            return [_settings("oversubscribed_laptop"), f"  {launch} -- {train}"]
+        ready = f" --hostfile mpi_configs/one_machine_{ranks.size}_ranks.hosts"
+        return [f"{launch}{ready if ranks.size in _READY_HOSTFILES else ''} -- {train}"]
+    hosts = f"# hosts: a file with a line `NAME slots={ranks.per_host}` for each of the {ranks.hosts} hosts"
+    if has_gpus:
+        lines = [f"{hosts}; eth0: the interface that joins them", _GPU_SETTINGS]
+        return [*lines, f"{launch} --hostfile hosts --network-interface eth0 -- {train}"]
+    is_fast = link is not None and link > ETHERNET_BYTES_PER_S
     name = "infiniband_ucx" if is_fast else "two_hosts_ethernet"
-    launcher = " --launcher mpirun" if is_fast else ""
-    return [
-        f"OMPI_MCA_mca_base_param_files=$PWD/mpi_configs/{name}.conf \\",
-        f"  hvdkit run{launcher} -np {ranks.size} -H {hosts} -- {train}",
-    ]
+    more = "" if is_fast else f"; in mpi_configs/{name}.conf: the interface that joins them"
+    return [f"{hosts}{more}", _settings(name), f"  {launch} --launcher mpirun --hostfile hosts -- {train}"]
+
+
+_GPU_SETTINGS = "set -a; . mpi_configs/gpus_nccl.env; set +a"
+
+
+def _settings(name: str) -> str:
+    return f"OMPI_MCA_mca_base_param_files=$PWD/mpi_configs/{name}.conf \\"

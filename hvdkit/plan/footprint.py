@@ -25,10 +25,20 @@ from hvdkit.sharding.layers import find_layers
 from hvdkit.sharding.partition import plan_flats
 from hvdkit.train.loss import mean_loss
 
-_ATTENTION = torch.ops.aten
+
+def _ready(formula: Callable[..., int]) -> Callable[..., int]:
+    """A formula of torch's, which takes tensors already, marked so that the counter does not wrap it again."""
+
+    def count(*args: Any, **kwargs: Any) -> int:
+        return formula(*args, **kwargs)
+
+    count._get_raw = True  # type: ignore[attr-defined]
+    return count
+
+
 _CPU_ATTENTION = {
-    _ATTENTION._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-    _ATTENTION._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _ready(sdpa_flop),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _ready(sdpa_backward_flop),
 }
 """Operations that torch's counter does not know by itself."""
 
@@ -72,15 +82,19 @@ class Footprint:
         return self.trained * self.itemsize
 
 
-def measure_footprint(build: Callable[[], LanguageModel], batch_size: int, context: int, autocast: bool) -> Footprint:
-    """The footprint of what `build` makes (it is called under fake tensors) with `batch_size` x `context` tokens.
+def measure_footprint(
+    build: Callable[[], LanguageModel], batch_size: int, context: int, autocast: bool, *, reads_files: bool = False
+) -> Footprint:
+    """The footprint of what `build` makes with `batch_size` x `context` tokens.
 
-    Raises ConfigError for a model that cannot run so, as one whose code looks at values.
+    `build` is called under fake tensors, unless it `reads_files`: then its model is in memory for a moment. Raises
+    ConfigError for a model that cannot run on fake tensors, as one whose code looks at values.
     """
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        made = build() if reads_files else None
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
             with _conversions():
-                model = build()
+                model = build() if made is None else made._apply(mode.from_tensor)
             if not any(parameter.requires_grad for parameter in model.parameters()):
                 raise ConfigError("the model trains nothing: none of its parameters requires gradients")
             activations, flops = _backward(model, batch_size, context, autocast)

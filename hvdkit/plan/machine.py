@@ -5,6 +5,12 @@ from typing import Any
 
 from hvdkit.collectives.cost import Parameters
 
+GIVEN = "given"
+FLOPS_PER_BYTE = 100
+"""Of a GPU in training, as a rule."""
+_ADAMW_BYTES = 28
+"""Per parameter: parameter, gradient and two numbers of state are read, and all but the gradient written."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -15,6 +21,8 @@ class Machine:
     ranks_per_host: int
     threads: int
     """CPU threads of a rank."""
+    cores: int
+    """Of a host, that the ranks may use."""
     has_free_core: bool
     """Whether communication may run beside computation."""
     flops_per_s: float
@@ -33,14 +41,10 @@ class Machine:
     """None for one rank, and where hvdkit's own algorithms cannot run."""
 
     def with_flops(self, flops_per_s: float) -> "Machine":
-        """The same with a given speed of computing, at which the optimizer and copies are as much faster."""
-        faster = flops_per_s / self.flops_per_s
+        """The same with a given speed of computing, and memory that moves a byte in FLOPS_PER_BYTE operations."""
+        byte_s = FLOPS_PER_BYTE / flops_per_s
         return replace(
-            self,
-            flops_per_s=flops_per_s,
-            source="given",
-            optimizer_s=self.optimizer_s / faster,
-            copy_s=self.copy_s / faster,
+            self, flops_per_s=flops_per_s, source=GIVEN, optimizer_s=_ADAMW_BYTES * byte_s, copy_s=2 * byte_s
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -25,7 +26,8 @@ from hvdkit.errors import HvdkitError
 from hvdkit.models import LanguageModel, build_model
 from hvdkit.plan.footprint import Footprint, fake_batch, measure_footprint
 from hvdkit.plan.machine import Machine
-from hvdkit.runtime import World, die, end_job_on_error, gather_objects, init
+from hvdkit.runtime import World, die, end_job_on_error, gather_objects, init, share_object
+from hvdkit.runtime.world import usable_cores
 from hvdkit.train.config import TrainConfig, parse
 from hvdkit.train.job import make_optimizer
 from hvdkit.train.loss import mean_loss
@@ -65,9 +67,10 @@ def measure(world: World, config: TrainConfig, ranks: int, vocab_size: int) -> M
     process_bytes = max(gather_objects(world, _read_pss()))
     copy_s = _time_copy(world)
     return Machine(
-        hosts=len(set(gather_objects(world, world.hostname))),
+        hosts=max(gather_objects(world, world.cross_size)),
         ranks_per_host=world.local_size,
         threads=torch.get_num_threads(),
+        cores=len(usable_cores()),
         has_free_core=world.threads > torch.get_num_threads(),
         flops_per_s=trial.footprint.flops / pass_s,
         source=f"{trial.footprint.name} with {trial.batch_size} x {trial.context} tokens",
@@ -81,21 +84,26 @@ def measure(world: World, config: TrainConfig, ranks: int, vocab_size: int) -> M
 
 def planned_footprint(config: TrainConfig, ranks: int, vocab_size: int) -> Footprint:
     """Of the run that `config` describes."""
+    return _footprint_of(config.model, vocab_size, config.micro_batch(ranks), config.context, config.precision)
+
+
+def _footprint_of(model: str, vocab_size: int, batch_size: int, context: int, precision: str) -> Footprint:
     return measure_footprint(
-        _builder(config.model, vocab_size, config.context, config.precision),
-        config.micro_batch(ranks),
-        config.context,
-        config.precision == "bf16",
+        _builder(model, vocab_size, context, precision),
+        batch_size,
+        context,
+        precision == "bf16",
+        reads_files=Path(model).is_dir(),
     )
 
 
 def _builder(model: str, vocab_size: int, context: int, precision: str) -> Callable[[], LanguageModel]:
     def build() -> LanguageModel:
         default = torch.get_default_dtype()
-        # From the start, since parameters without values cannot be converted.
-        torch.set_default_dtype(torch.float64 if precision == "float64" else torch.float32)
+        dtype = torch.float64 if precision == "float64" else torch.float32
+        torch.set_default_dtype(dtype)
         try:
-            return build_model(model, vocab_size, context)
+            return build_model(model, vocab_size, context).to(dtype)
         finally:
             torch.set_default_dtype(default)
 
@@ -106,11 +114,12 @@ def _choose_trial(world: World, config: TrainConfig, ranks: int, vocab_size: int
     """The planned run where it is small enough, else the largest of `_SMALLER` that is. The same on all ranks."""
     room = min(gather_objects(world, min(memory_limit(), psutil.virtual_memory().available))) / world.local_size / 2
     planned = [(config.model, config.context, batch) for batch in dict.fromkeys((config.micro_batch(ranks), 1))]
+    footprint: Any = None
     smaller = [(name, min(_SMALLER_CONTEXT, config.context), 1) for name in _SMALLER]
     for model, context, batch_size in (*planned, *smaller):
-        footprint = measure_footprint(
-            _builder(model, vocab_size, context, config.precision), batch_size, context, config.precision == "bf16"
-        )
+        if world.is_root:
+            footprint = _footprint_of(model, vocab_size, batch_size, context, config.precision)
+        footprint = share_object(world, footprint)
         state = 4 * footprint.parameters * footprint.itemsize
         if footprint.flops <= _MOST_FLOPS and state + footprint.activations <= room:
             return Trial(footprint, _builder(model, vocab_size, context, config.precision), batch_size, context)

@@ -6,8 +6,14 @@ from dataclasses import dataclass
 from hvdkit.errors import ConfigError
 from hvdkit.train.config import TrainConfig, add_options, from_values, make_parser, option, read
 
-_BYTES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-_BITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_PREFIXES = {
+    "": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15,
+    "ki": 2.0**10, "mi": 2.0**20, "gi": 2.0**30, "ti": 2.0**40, "pi": 2.0**50,
+}  # fmt: skip
+_BYTES = {"B": 1.0}
+_PER_SECOND = {"B": 1.0, "B/s": 1.0, "b": 0.125, "b/s": 0.125, "bps": 0.125, "bit": 0.125, "bit/s": 0.125}
+_OPERATIONS = {"": 1.0, "FLOPS": 1.0, "FLOP/s": 1.0}
+_MOST_RANKS = 2**20
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,9 @@ class PlanOptions:
     json: bool = option(False, "print one JSON object, bytes and seconds")
 
     def __post_init__(self) -> None:
-        if self.ranks < 0 or self.ranks_per_host < 0:
-            raise ConfigError("--ranks and --ranks-per-host must be 1 or more")
+        for name, value in (("--ranks", self.ranks), ("--ranks-per-host", self.ranks_per_host)):
+            if not 0 <= value <= _MOST_RANKS:
+                raise ConfigError(f"{name} {value} must be between 1 and {_MOST_RANKS}, or 0 for the default")
         if self.ranks and self.ranks_per_host and self.ranks % self.ranks_per_host and self.ranks > self.ranks_per_host:
             raise ConfigError(f"--ranks {self.ranks} must be a multiple of --ranks-per-host {self.ranks_per_host}")
         _ = self.memory_bytes, self.link_bytes_per_s, self.flops_per_s, self.inside_bytes_per_s
@@ -42,22 +49,22 @@ class PlanOptions:
     @property
     def memory_bytes(self) -> float | None:
         """Of a rank."""
-        return None if self.memory is None else _parse("--memory", self.memory)
+        return None if self.memory is None else _parse("--memory", self.memory, _BYTES, "16GiB or 80GB")
 
     @property
     def link_bytes_per_s(self) -> float | None:
         """Of a host."""
-        return None if self.link is None else _parse("--link", self.link)
+        return None if self.link is None else _parse("--link", self.link, _PER_SECOND, "25gbit (bits) or 3GB (bytes)")
 
     @property
     def inside_bytes_per_s(self) -> float | None:
         """Of a rank."""
-        return None if self.inside is None else _parse("--inside", self.inside)
+        return None if self.inside is None else _parse("--inside", self.inside, _PER_SECOND, "300GB (bytes)")
 
     @property
     def flops_per_s(self) -> float | None:
         """Of a rank."""
-        return None if self.flops is None else _parse("--flops", self.flops)
+        return None if self.flops is None else _parse("--flops", self.flops, _OPERATIONS, "40T")
 
 
 def parse(argv: list[str]) -> tuple[PlanOptions, TrainConfig]:
@@ -67,21 +74,29 @@ def parse(argv: list[str]) -> tuple[PlanOptions, TrainConfig]:
     add_options(parser, TrainConfig)
     values = read(parser, argv)
     config = from_values(TrainConfig, values)
-    if config.compression not in ("none", "fp16", "bf16"):
-        raise ConfigError(f"--compression {config.compression} cannot be planned; none, fp16 and bf16 can")
+    for name, default in (("compression", "none"), ("strategy", "auto"), ("init_from", None), ("resume", None)):
+        if (given := getattr(config, name)) != default:
+            raise ConfigError(f"--{name.replace('_', '-')} {given} cannot be planned: {_WHY_NOT[name]}")
     return from_values(PlanOptions, values), config
 
 
-def _parse(name: str, text: str) -> float:
-    """Bytes (or operations), per second where it is a speed; `bit` after a prefix counts eight to the byte."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)(B|BIT|FLOPS)?(?:/S|PS)?", text.strip().upper())
-    prefix = found[2] if found else ""
-    is_bits = found is not None and found[3] == "BIT"
-    if not found or prefix not in (_BITS if is_bits else _BYTES) or float(found[1]) == 0:
-        raise ConfigError(f"{name} {text} cannot be read; write it as 16GiB, 25gbit, 3GB or 40T")
-    return float(found[1]) * (_BITS[prefix] / 8 if is_bits else _BYTES[prefix])
+def _parse(name: str, text: str, units: dict[str, float], example: str) -> float:
+    """A number with a prefix, in either case, and one of `units`, of which small letters count as words of any case."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgtpKMGTP]?i?)([a-zA-Z/]*)", text.strip())
+    unit = found[3] if found else None
+    if found and unit not in units:
+        unit = next((known for known in units if len(known) > 2 and known.lower() == found[3].lower()), None)
+    if not found or unit is None or found[2].lower() not in _PREFIXES or float(found[1]) == 0:
+        raise ConfigError(f"{name} {text} cannot be read; write it as {example}")
+    return float(found[1]) * _PREFIXES[found[2].lower()] * units[unit]
 
 
+_WHY_NOT = {
+    "compression": "what it costs and saves depends on the model; leave it out",
+    "strategy": "the plan tells every strategy's time; leave it out",
+    "init_from": "name the model itself by --model",
+    "resume": "name the model itself by --model",
+}
 _DESCRIPTION = (
     "Tell what a training run needs before it runs: memory per rank and time per step at each sharding stage, what "
     "fits, how it scales, and the command to start it. Takes the options of `hvdkit train` too. The speed of computing "

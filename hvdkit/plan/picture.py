@@ -5,13 +5,11 @@ from pathlib import Path
 from hvdkit.plan.plan import Plan
 
 
-def draw_scaling(path: Path, plan: Plan, title: str) -> bool:
-    """Draw to `path` (PNG); False where matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
+def draw_scaling(path: Path, plan: Plan, title: str) -> None:
+    """Draw to `path` (PNG); needs matplotlib."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -21,7 +19,7 @@ def draw_scaling(path: Path, plan: Plan, title: str) -> bool:
         label = f"stage {stage}" + ("" if item.fits else " (does not fit)")
         left.plot(ranks, [point.efficiency[stage] for point in plan.scaling], "o-", label=label, markersize=3)
         right.plot(ranks, [point.step_s[stage] for point in plan.scaling], "o-", label=label, markersize=3)
-    left.set(xlabel="ranks", ylabel="scaling efficiency", ylim=(0, 1.05))
+    left.set(xlabel="ranks", ylabel="scaling efficiency", ylim=(0, None))
     right.set(xlabel="ranks", ylabel="step (s)", ylim=(0, None))
     for axes in (left, right):
         axes.set_xscale("log", base=2)
@@ -32,4 +30,3 @@ def draw_scaling(path: Path, plan: Plan, title: str) -> bool:
     left.legend()
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=120)
-    return True

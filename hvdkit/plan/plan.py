@@ -1,6 +1,6 @@
 """The plan: every stage with its memory and time, what fits, what is best, and how it scales."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from hvdkit.plan.footprint import Footprint
@@ -10,6 +10,8 @@ from hvdkit.plan.network import Network, Ranks
 from hvdkit.plan.timing import Time, Timing
 
 MOST_RANKS = 1024
+ASSUMED_LINK = 10e9 / 8
+"""Bytes per second."""
 _ABOUT_AS_QUICK = 1.02
 
 
@@ -50,6 +52,8 @@ class Plan:
     ranks: Ranks
     tokens_per_step: int
     """Over all ranks."""
+    is_link_assumed: bool
+    """Whether nothing is known of what joins hosts, so that scaling beyond one is for an assumed link."""
     memory_per_rank: float | None
     """As given; None for the host's memory, shared."""
     stages: list[StagePlan]
@@ -90,18 +94,22 @@ def make_plan(
     tokens_per_step: int,
     accumulate: int = 1,
     memory_per_rank: float | None = None,
+    per_host: int | None = None,
 ) -> Plan:
-    """Plan a run of `ranks`."""
+    """Plan a run of `ranks`, and how it scales on hosts of `per_host` (default: those of `ranks`)."""
     machine = network.machine
     timing = Timing(footprint, network, accumulate)
+    is_link_assumed = network.wire_bytes_per_s is None
+    wider = replace(timing, network=replace(network, link=ASSUMED_LINK)) if is_link_assumed else timing
     return Plan(
         footprint=footprint,
         machine=machine,
         ranks=ranks,
         tokens_per_step=tokens_per_step,
+        is_link_assumed=is_link_assumed,
         memory_per_rank=memory_per_rank,
         stages=[_plan_stage(stage, timing, ranks, memory_per_rank) for stage in STAGES],
-        scaling=_scale(timing, ranks.per_host),
+        scaling=_scale(wider, per_host or ranks.per_host, ranks.size),
     )
 
 
@@ -113,9 +121,10 @@ def _plan_stage(stage: int, timing: Timing, ranks: Ranks, memory_per_rank: float
         footprint,
         stage,
         ranks.size,
-        process_bytes=machine.process_bytes,
+        process_bytes=0 if network.inside is not None else machine.process_bytes,  # which is not on a GPU
         shared_weights=shares,
         runs_ahead=machine.has_free_core or ranks.hosts > 1,
+        accumulates=timing.accumulate > 1,
     )
     names = [
         name for name in network.algorithms(ranks)
@@ -131,7 +140,7 @@ def _plan_stage(stage: int, timing: Timing, ranks: Ranks, memory_per_rank: float
             name: timing.step(stage, ranks, shared_weights=shares, strategy=name).communication for name in names
         },
         bytes_sent=timing.bytes_sent(stage, ranks, shared_weights=shares),
-        bytes_out=timing.bytes_out(stage, ranks),
+        bytes_out=timing.bytes_out(stage, ranks, "hierarchical" if network.inside is None else "horovod"),
         fits=_fits(memory, ranks, network, memory_per_rank),
     )
 
@@ -150,18 +159,16 @@ def _shares(stage: int, network: Network, ranks: Ranks) -> bool:
     return stage in (1, 2) and ranks.hosts == 1 and ranks.size > 1 and network.inside is None
 
 
-def _scale(timing: Timing, per_host: int) -> list[ScalingPoint]:
-    """1 to MOST_RANKS ranks, on hosts of `per_host`; up to one host where nothing is known of a wire."""
+def _scale(timing: Timing, per_host: int, planned: int) -> list[ScalingPoint]:
+    """1 to MOST_RANKS ranks in powers of two, the planned ranks and those of a host, on hosts of `per_host`."""
     alone = timing.step(0, Ranks(1, 1)).step
-    points, count = [], 1
-    while count <= MOST_RANKS:
-        ranks = Ranks(1, count) if count <= per_host else Ranks(-(-count // per_host), per_host)
-        if ranks.hosts > 1 and timing.network.wire_bytes_per_s is None:
-            break
+    counts = {2**power for power in range(MOST_RANKS.bit_length())} | {per_host, planned}
+    places = {Ranks(1, count) if count <= per_host else Ranks(-(-count // per_host), per_host) for count in counts}
+    points = []
+    for ranks in sorted(places, key=lambda place: place.size):
         steps = {
             stage: timing.step(stage, ranks, shared_weights=_shares(stage, timing.network, ranks)).step
             for stage in STAGES
         }
         points.append(ScalingPoint(ranks, steps, {stage: alone / step for stage, step in steps.items()}))
-        count *= 2
     return points

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from hvdkit.plan.command import ETHERNET_BYTES_PER_S
+from hvdkit.plan.machine import FLOPS_PER_BYTE, GIVEN
 from hvdkit.plan.network import ASSUMED_LATENCY_S
-from hvdkit.plan.plan import Plan, StagePlan
+from hvdkit.plan.plan import ASSUMED_LINK, Plan, StagePlan
 from hvdkit.train.report import plural, size
 
 _WHAT = {0: "nothing cut", 1: "optimizer state", 2: "and gradients", 3: "and parameters"}
@@ -73,8 +75,12 @@ def _scaling_table(plan: Plan) -> str:
     ]
     lines = ["Scaling efficiency, each rank with the same batch (of a rank that computes as fast, alone):"]
     lines += table(header, rows)
-    if plan.scaling[-1].ranks.hosts == 1:
-        lines.append("(more hosts need --link)")
+    if any(share > 1.005 for point in plan.scaling for share in point.efficiency.values()):
+        lines.append("  (over 100%: the optimizer's step is cut)")
+    machine = plan.machine
+    if machine.source != GIVEN and machine.ranks_per_host * machine.threads > machine.cores:
+        cores = plural(machine.cores, "core")
+        lines.append(f"  ({plural(machine.ranks_per_host, 'rank')} shared {cores} when measured: one alone is faster)")
     return "\n".join(lines)
 
 
@@ -93,16 +99,23 @@ def _assumptions(plan: Plan) -> str:
     machine = plan.machine
     together = f"{plural(machine.ranks_per_host, 'rank')} at once, {plural(machine.threads, 'thread')} each"
     lines = [f"computing: {machine.flops_per_s / 1e9:,.0f} GFLOP/s per rank, {machine.source}"]
-    if machine.source != "given":
+    how = f"a byte of memory in {FLOPS_PER_BYTE} operations, 28 bytes"
+    if machine.source != GIVEN:
         lines[0] += f", {together}"
-    how = "as much faster as computing" if machine.source == "given" else f"measured, {together}"
+        how = f"measured, {together}"
     lines.append(f"AdamW and clipping: {machine.optimizer_s * 1e9:.3g} ns per parameter, {how}")
-    if plan.ranks.hosts > 1 and (machine.collectives is None or machine.collectives.wire_latency_s is None):
+    if machine.collectives is None or machine.collectives.wire_latency_s is None:
         lines.append(f"a message between hosts: {ASSUMED_LATENCY_S * 1e6:.0f} us and its bytes over the link")
+    if plan.is_link_assumed:
+        lines.append(f"hosts, if there were more: joined by {ASSUMED_LINK * 8 / 1e9:.0f} Gbit/s (--link says another)")
+    if plan.ranks.hosts > 1:
+        lines.append(f"a link above {ETHERNET_BYTES_PER_S * 8 / 1e9:.0f} Gbit/s is InfiniBand or RoCE")
     lines += [
         "communication between hosts runs beside the backward pass, within a host only where a core is free",
         "stage 1 communicates after it; shared weights (stages 1 and 2 on one host) need no all-gather",
-        "peak: the sum, for what a step frees stays with the process; saving: rank 0, which assembles what is cut",
+        "more ranks on a host than were measured move more bytes at the same speed",
+        "peak: the sum, for what a step frees stays with the process",
+        "saving: rank 0 assembles what is cut, while the others of its host hold their state alone",
         "ranks keep pace with each other, and reading data takes no time",
     ]
     return "\n".join(["Assumed:", *(f"  {line}" for line in lines)])

@@ -22,12 +22,19 @@ def test_options_are_read_back() -> None:
     ("ranks", "cores", "has_gpus", "link", "said", "file"),
     [
         (Ranks(1, 1), 2, False, None, "python -m hvdkit.train", None),
-        (Ranks(1, 2), 2, False, None, "mpirun --hostfile", "one_machine_2_ranks.hosts"),
-        (Ranks(1, 3), 4, False, None, "horovodrun -np 3 python -m hvdkit.train", None),
-        (Ranks(1, 8), 2, False, None, "horovodrun -np 8", "oversubscribed_laptop.conf"),
-        (Ranks(2, 2), 2, False, 1e8, "hvdkit run -np 4 -H node1:2,node2:2 --", "two_hosts_ethernet.conf"),
-        (Ranks(8, 8), 2, False, 25e9, "--launcher mpirun -np 64 -H node1:8,node2:8,node3:8,...", "infiniband_ucx.conf"),
-        (Ranks(2, 8), 2, True, 25e9, "horovodrun -np 16 -H node1:8,node2:8 --network-interface", "gpus_nccl.env"),
+        (Ranks(1, 2), 2, False, None, "hvdkit run -np 2 --hostfile", "one_machine_2_ranks.hosts"),
+        (Ranks(1, 3), 4, False, None, "hvdkit run -np 3 -- python -m hvdkit.train", None),
+        (Ranks(1, 8), 2, False, None, "hvdkit run -np 8 --", "oversubscribed_laptop.conf"),
+        (
+            Ranks(2, 2),
+            2,
+            False,
+            1e8,
+            "hvdkit run -np 4 --launcher mpirun --hostfile hosts --",
+            "two_hosts_ethernet.conf",
+        ),
+        (Ranks(8, 8), 2, False, 25e9, "`NAME slots=8` for each of the 8 hosts", "infiniband_ucx.conf"),
+        (Ranks(2, 8), 2, True, 25e9, "-np 16 --hostfile hosts --network-interface eth0", "gpus_nccl.env"),
     ],
 )
 def test_the_situation(
