@@ -9,6 +9,7 @@ there; the plan is then made on those ranks, under the launcher.
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -41,12 +42,13 @@ def options_of_run(options: argparse.Namespace) -> list[str]:
 
 
 def read_plan(command: Sequence[str]) -> dict[str, Any]:
-    """What `hvdkit plan --json` printed, through whatever launcher."""
+    """What `hvdkit plan --json` printed, through whatever launcher: Open MPI cuts long lines and tags each piece."""
     status, printed = run_to_end(list(command))
-    lines = [line[line.index("{") :] for line in printed.splitlines() if '{"footprint"' in line]
-    if status or not lines:
+    whole = re.sub(r"\n?\[1,0\]<stdout>:", "", printed)
+    begin = whole.find('{"footprint"')
+    if status or begin < 0:
         raise JobError(f"status {status}: {' '.join(command)}\n{printed}")
-    found: dict[str, Any] = json.loads(lines[0])
+    found: dict[str, Any] = json.JSONDecoder().raw_decode(whole[begin:])[0]
     return found
 
 
@@ -71,7 +73,7 @@ def compare_here(ranks: int, options: argparse.Namespace, folder: Path) -> list[
                             "planned_bytes": plan["stages"][stage]["peak_bytes"]})  # fmt: skip
             shutil.rmtree(f"{out}-time", ignore_errors=True)
             shutil.rmtree(f"{out}-memory", ignore_errors=True)
-            print(f"{ranks} ranks, stage {stage}, round {round_ + 1}: done", flush=True)
+            print(f"{ranks} ranks, stage {stage}, round {round_ + 1}: {_said(records[-1])}", flush=True)
     return _joined(records)
 
 
@@ -90,8 +92,16 @@ def compare_on_hosts(hosts: Sequence[Host], options: argparse.Namespace, folder:
                             "planned_s": plan["stages"][stage]["step_s"],
                             "planned_bytes": plan["stages"][stage]["peak_bytes"]})  # fmt: skip
             shutil.rmtree(out, ignore_errors=True)
-            print(f"{len(NAMES)} hosts, stage {stage}, round {round_ + 1}: done", flush=True)
+            print(f"{len(NAMES)} hosts, stage {stage}, round {round_ + 1}: {_said(records[-1])}", flush=True)
     return _joined(records)
+
+
+def _said(record: dict[str, Any]) -> str:
+    said = f"{record['step_s'] * 1e3:.0f} ms, {record['planned_s'] * 1e3:.0f} planned"
+    if record["peak_bytes"]:
+        planned = f"{record['planned_bytes'] / MEBIBYTE:.0f} planned"
+        said += f"; {max(record['peak_bytes']) / MEBIBYTE:.0f} MiB, {planned}"
+    return said
 
 
 def _joined(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from hvdkit.collectives.checks import check_movable, check_out, check_parts, che
 from hvdkit.collectives.group import Group
 from hvdkit.collectives.interface import Done, ReduceOp, Work
 from hvdkit.collectives.levels import Levels
-from hvdkit.collectives.meeting import Call, Meeting
+from hvdkit.collectives.meeting import Call, Meeting, Met
 from hvdkit.collectives.outputs import empty_output
 from hvdkit.collectives.plans import Plan, flat_of, movable_view, traits
 from hvdkit.collectives.queue import Queue, Started
@@ -214,15 +214,22 @@ class DirectCollectives:
             check_movable("all_gather", tensor)
             if out is not None:
                 check_out("all_gather", tensor, out)
-            return self._call("all_gather", tensor if tensor.dim() else tensor.view(1), strategy, name=name)
+            call = self._call("all_gather", rows, strategy, name=name)
+            fits = out is None or len(out) == len(rows) * self.size
+            call.rows = len(rows) if fits else -1 - self.index  # differs then, so that lengths are compared
+            return call
 
-        into = None if out is None else (*traits(out), out.is_contiguous(), out.requires_grad)
-        plan = self._meet(check, ("all_gather", *traits(tensor), strategy, name, into))
         rows = tensor if tensor.dim() else tensor.view(1)
-        return self._gather_rows(rows.contiguous(), plan.call.algorithm, out)
+        into = None if out is None else (*traits(out), out.is_contiguous(), out.requires_grad)
+        plan, met = self._meet_all(check, ("all_gather", *traits(tensor), strategy, name, into))
+        lengths = [len(rows)] * self.size if met.has_equal_rows else None
+        return self._gather_rows(rows.contiguous(), plan.call.algorithm, out, lengths)
 
-    def _gather_rows(self, rows: torch.Tensor, strategy: str, out: torch.Tensor | None = None) -> torch.Tensor:
-        lengths = self._lengths(len(rows), -1 if out is None else len(out))
+    def _gather_rows(
+        self, rows: torch.Tensor, strategy: str, out: torch.Tensor | None = None, lengths: list[int] | None = None
+    ) -> torch.Tensor:
+        if lengths is None:
+            lengths = self._lengths(len(rows), -1 if out is None else len(out))
         width = math.prod(rows.shape[1:]) * (2 if rows.is_complex() else 1)
         counts = [length * width for length in lengths]
         if out is None:
@@ -423,6 +430,9 @@ class DirectCollectives:
         return Call(kind, algorithm, op, tensor.dtype, count, is_weighted, root, name, tuple(tensor.shape))
 
     def _meet(self, check: Callable[[], Call], key: tuple[Any, ...]) -> "Plan":
+        return self._meet_all(check, key)[0]
+
+    def _meet_all(self, check: Callable[[], Call], key: tuple[Any, ...]) -> tuple["Plan", Met]:
         """The call that `check` returns, when all ranks make it; where it raises, all ranks learn it and none hangs.
 
         `key` stands for all that `check` looks at: the same call needs to be checked and prepared only once.
@@ -438,10 +448,10 @@ class DirectCollectives:
                 self._plans.clear()
             self._plans[key] = plan
         self._begin(plan.call)
-        has_joined = self.meeting.meet(plan.call)
-        if has_joined and plan.call.kind not in _SERVED:
+        met = self.meeting.meet(plan.call)
+        if met.has_joined and plan.call.kind not in _SERVED:
             raise _cannot_go_on(plan.call)
-        return plan
+        return plan, met
 
     def _prepare(self, call: Call) -> "Plan":
         collective = call.kind.removesuffix("_into")

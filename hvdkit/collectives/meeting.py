@@ -1,15 +1,16 @@
 """Before ranks do a collective they compare what each of them is about to do.
 
-Every direct collective begins with one all-reduce of seven numbers, always the same call on the same communicator, so
+Every direct collective begins with one all-reduce of nine numbers, always the same call on the same communicator, so
 that ranks which want different things meet there, learn it together, and raise an error that names what each rank
 asked, instead of hanging or mixing their data. It costs one small message (`hvdkit collectives` prints how long).
 
 A rank that has called `join()` comes to the meetings too, learns what the others do, and brings zeros.
 """
 
+import itertools
 import zlib
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +40,11 @@ class Call:
     root: int = 0
     name: str = ""
     shape: tuple[int, ...] = ()
+    rows: int = 0
+    """Of an all-gather, what this rank brings, in which ranks may differ."""
     numbers: npt.NDArray[np.int64] | None = None
-    """What the meeting compares, made at the first one: `encode()`, and its negatives, in turns, and a 0."""
+    """What the meeting compares, made at the first one: `encode()` and the rows, and their negatives, in turns, and a
+    0."""
 
     def encode(self, algorithms: tuple[str, ...]) -> tuple[int, int, int]:
         """Three numbers from which `decode` makes all but name and shape."""
@@ -75,31 +79,43 @@ class Call:
         return f"{self.kind}{name} of {', '.join(details)}"
 
 
+class Met(NamedTuple):
+    """What a meeting found out beside that all want the same."""
+
+    has_joined: bool
+    """Whether a rank that has called join() is among them."""
+    has_equal_rows: bool
+    """Whether all bring as many rows."""
+
+
+_ALL_ALIKE = Met(has_joined=False, has_equal_rows=True)
+
+
 class Meeting:
     """Meetings of the ranks of `comm`; `algorithms` names those that calls may use."""
 
     def __init__(self, mpi: Any, comm: Any, algorithms: tuple[str, ...]) -> None:
         self._comm, self._algorithms = comm, algorithms
-        self._numbers = np.zeros(7, dtype=np.int64)
+        self._numbers = np.zeros(9, dtype=np.int64)
         self._max, self._in_place = mpi.MAX, mpi.IN_PLACE
 
-    def meet(self, call: Call) -> bool:
-        """Return when all ranks are here with the same `call`: whether one that has called join() is among them.
+    def meet(self, call: Call) -> Met:
+        """Return when all ranks are here with the same `call`.
 
         Collective. Raises CollectiveMismatchError on all ranks, with what each asked, if they are not.
         """
         wanted = call.numbers
         if wanted is None:
-            what, count, rest = call.encode(self._algorithms)
-            call.numbers = wanted = np.array([what, -what, count, -count, rest, -rest, 0], dtype=np.int64)
+            pairs = [(number, -number) for number in (*call.encode(self._algorithms), call.rows)]
+            call.numbers = wanted = np.array([*itertools.chain(*pairs), 0], dtype=np.int64)
         numbers = self._numbers
         numbers[:] = wanted
         self._comm.Allreduce(self._in_place, numbers, self._max)
         if numbers.tobytes() == wanted.tobytes():
-            return False
-        if numbers[:-1].tobytes() != wanted[:-1].tobytes():
+            return _ALL_ALIKE
+        if numbers[:6].tobytes() != wanted[:6].tobytes():
             self.explain(str(call))
-        return True
+        return Met(has_joined=bool(numbers[-1]), has_equal_rows=False)
 
     def attend(self) -> Call | None:
         """Join a meeting without a wish; returns what the others do, None if nobody has a wish. Collective.
@@ -110,7 +126,7 @@ class Meeting:
         numbers.fill(_ABSENT)
         numbers[-1] = 1
         self._comm.Allreduce(self._in_place, numbers, self._max)
-        high, low = numbers[0:-1:2].tolist(), (-numbers[1:-1:2]).tolist()
+        high, low = numbers[0:6:2].tolist(), (-numbers[1:6:2]).tolist()
         if high[0] == _ABSENT:
             return None
         if high != low:

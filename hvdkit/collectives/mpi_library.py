@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hvdkit.collectives.group import Group
-from hvdkit.collectives.reduction import Reduction, rounds, starts_of
+from hvdkit.collectives.reduction import Reduction, rounds, starts_of, wide_dtype
 from hvdkit.collectives.steps import Steps
 from hvdkit.collectives.wide import as_bytes, in_wide_blocks, scaled
 from hvdkit.runtime.mpi import load_mpi
@@ -41,6 +41,10 @@ class MpiLibrary:
         self, data: torch.Tensor, out: torch.Tensor, counts: Sequence[int], reduction: Reduction
     ) -> None:
         """See `Algorithm`."""
+        if data.nbytes <= _BLOCK_BYTES and reduction.factors is None and wide_dtype(data.dtype) == data.dtype:
+            self._comm.Reduce_scatter(data.numpy(), out.numpy(), counts, mpi_op(self._mpi, reduction))
+            reduction.finish(out)
+            return
         starts = starts_of(counts)
         for first, block in rounds(counts, data.element_size(), _BLOCK_BYTES // self._size):
             packed = [data[start + first :][:n] for start, n in zip(starts, block, strict=True)]
@@ -70,6 +74,9 @@ class MpiLibrary:
 
     def broadcast(self, data: torch.Tensor, root: int) -> None:
         """See `Algorithm`."""
+        if data.nbytes <= _BLOCK_BYTES:
+            self._comm.Bcast(as_bytes(data), root)
+            return
         for block in data.split(_BLOCK_BYTES // data.element_size()):
             self._comm.Bcast(as_bytes(block), root)
 

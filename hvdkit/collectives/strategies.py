@@ -200,8 +200,7 @@ def _by_own(
 ) -> Tensors:
     operation = call.operation
     try:
-        _check_out(call, out)
-        how = _how(call, direct, strategy, weight)._replace(out=out)
+        how = _how(call, direct, strategy, weight, out)
         sent, decompress = _compressed(call)
     except (TypeError, ValueError) as error:
         _refuse(direct, error)
@@ -215,8 +214,9 @@ def _check_out(call: _Call, out: torch.Tensor | None) -> None:
         raise ValueError(f"{call.operation.name}: out= holds no gradients; leave it out, or use torch.no_grad()")
 
 
-def _how(call: _Call, direct: DirectCollectives, strategy: str, weight: float | None) -> How:
+def _how(call: _Call, direct: DirectCollectives, strategy: str, weight: float | None, out: torch.Tensor | None) -> How:
     arguments = call.arguments
+    _check_out(call, out)
     if not call.tensors:
         raise ValueError(f"{call.operation.name}: there are no tensors in the list; bring at least one")
     root, root_rank = 0, arguments.get("root_rank")
@@ -226,7 +226,7 @@ def _how(call: _Call, direct: DirectCollectives, strategy: str, weight: float | 
             raise ValueError(f"{call.operation.name}: root_rank={root_rank} is not one of the ranks {ranks}")
         root = ranks.index(root_rank)
     return How(direct, strategy, arguments["name"] or "", _op_name(arguments), arguments.get("prescale_factor", 1.0),
-               arguments.get("postscale_factor", 1.0), weight, root)  # fmt: skip
+               arguments.get("postscale_factor", 1.0), weight, root, out)  # fmt: skip
 
 
 def _op_name(arguments: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from hvdkit.collectives.reduction import wide_dtype
@@ -10,7 +11,9 @@ from hvdkit.collectives.reduction import wide_dtype
 
 def as_bytes(data: torch.Tensor) -> Any:
     """`data`, (n,) contiguous, as a numpy array of bytes that shares its memory."""
-    return data.view(torch.uint8).numpy()
+    if data.dtype == torch.bfloat16:  # which numpy does not know
+        data = data.view(torch.int16)
+    return data.numpy().view(np.uint8)  # half the time of torch's view
 
 
 def in_wide_blocks(data: torch.Tensor, block_bytes: int, factor: float) -> Iterator[torch.Tensor]:
