@@ -36,6 +36,10 @@ class How(NamedTuple):
         """Whether there are factors besides the reduction's own."""
         return self.prescale != 1.0 or self.postscale != 1.0
 
+    def is_plain(self, tensors: Tensors) -> bool:
+        """Whether it is one tensor, without factors and gradients: the short way, for short messages."""
+        return len(tensors) == 1 and not tensors[0].requires_grad and not self.is_scaled
+
     def label(self, number: int, count: int) -> str:
         """What tells the collective of tensor `number` from others, with all that ranks must agree on beside it."""
         place = f"[{number} of {count}]" if count > 1 else ""
@@ -81,6 +85,8 @@ def all_reduce_(how: How, tensors: Tensors) -> Tensors:
 def reduce_scatter(how: How, tensors: Tensors) -> Tensors:
     """Reduce each of `tensors`, (rows, ...), and return this rank's rows of each. Collective; differentiable."""
     direct = how.direct
+    if how.is_plain(tensors):
+        return [direct.reduce_scatter(tensors[0], op=how.op, strategy=how.strategy, name=how.name)]
 
     def run(tensor: torch.Tensor, label: str) -> torch.Tensor:
         return _scaled(how, tensor, lambda work, op: direct.reduce_scatter(
@@ -97,6 +103,8 @@ def reduce_scatter(how: How, tensors: Tensors) -> Tensors:
 def all_gather(how: How, tensors: Tensors) -> Tensors:
     """All ranks' rows of each of `tensors`. Collective; differentiable."""
     direct = how.direct
+    if how.is_plain(tensors):
+        return [direct.all_gather(tensors[0], how.name, strategy=how.strategy, out=how.out)]
 
     def run(tensor: torch.Tensor, label: str) -> torch.Tensor:
         return direct.all_gather(tensor, label, strategy=how.strategy, out=how.out)

@@ -222,14 +222,16 @@ class DirectCollectives:
         rows = tensor if tensor.dim() else tensor.view(1)
         into = None if out is None else (*traits(out), out.is_contiguous(), out.requires_grad)
         plan, met = self._meet_all(check, ("all_gather", *traits(tensor), strategy, name, into))
-        lengths = [len(rows)] * self.size if met.has_equal_rows else None
-        return self._gather_rows(rows.contiguous(), plan.call.algorithm, out, lengths)
+        if not met.has_equal_rows:
+            return self._gather_rows(rows.contiguous(), plan.call.algorithm, out)
+        if out is None:
+            out = empty_output(plan.shape, rows.dtype)
+        if out.numel():
+            plan.method(movable_view(flat_of(rows)), movable_view(flat_of(out)), plan.counts)
+        return out
 
-    def _gather_rows(
-        self, rows: torch.Tensor, strategy: str, out: torch.Tensor | None = None, lengths: list[int] | None = None
-    ) -> torch.Tensor:
-        if lengths is None:
-            lengths = self._lengths(len(rows), -1 if out is None else len(out))
+    def _gather_rows(self, rows: torch.Tensor, strategy: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        lengths = self._lengths(len(rows), -1 if out is None else len(out))
         width = math.prod(rows.shape[1:]) * (2 if rows.is_complex() else 1)
         counts = [length * width for length in lengths]
         if out is None:
@@ -265,13 +267,9 @@ class DirectCollectives:
             return self._call("reduce_scatter", tensor, strategy, op=op, name=name)
 
         plan = self._meet(check, ("reduce_scatter", *traits(tensor), op, strategy, name))
-        base, extra = divmod(len(tensor), self.size)
-        rows = [base + (rank < extra) for rank in range(self.size)]
-        width = math.prod(tensor.shape[1:])
-        out = empty_output((rows[self.index], *tensor.shape[1:]), tensor.dtype)
+        out = empty_output(plan.shape, tensor.dtype)
         if tensor.numel():
-            flat = flat_of(tensor)
-            plan.method(flat, out.view(-1), [count * width for count in rows], plan.reduction)
+            plan.method(flat_of(tensor), out.view(-1), plan.counts, plan.reduction)
         return out
 
     @_in_order
@@ -457,10 +455,22 @@ class DirectCollectives:
         collective = call.kind.removesuffix("_into")
         reduces = collective in ("all_reduce", "all_reduce_many", "reduce", "reduce_scatter")
         chosen_now = call.kind in ("all_reduce", "reduce", "reduce_scatter", "broadcast") or collective != call.kind
+        algorithm, lengths = call.algorithm, [0]
+        if call.kind == "reduce_scatter":
+            base, extra = divmod(call.shape[0], self.size)
+            lengths = [base + (rank < extra) for rank in range(self.size)]
+        elif call.kind == "all_gather" and call.rows >= 0:  # for the case that all bring as many
+            lengths, chosen_now = [call.rows] * self.size, True
+            nbytes = call.rows * call.count * call.dtype.itemsize
+            algorithm = self.algorithms.resolve("all_gather", nbytes, algorithm)
+        width = math.prod(call.shape[1:]) * (2 if call.dtype.is_complex else 1)
+        own = sum(lengths) if collective == "all_gather" else lengths[self.index % len(lengths)]
         return Plan(
             call,
-            self.algorithms.method(collective, call.algorithm) if chosen_now else None,
+            self.algorithms.method(collective, algorithm) if chosen_now else None,
             self._plain(call) if reduces and not call.is_weighted else None,
+            (own, *call.shape[1:]),
+            [length * width for length in lengths],
         )
 
     def _begin(self, call: Call) -> None:

@@ -57,7 +57,7 @@ class MpiLibrary:
     def all_gather(self, part: torch.Tensor, out: torch.Tensor, counts: Sequence[int]) -> None:
         """See `Algorithm`."""
         itemsize, target = part.element_size(), as_bytes(out)
-        if len(set(counts)) == 1 and counts[0] * itemsize <= _BLOCK_BYTES:
+        if counts[0] * itemsize <= _BLOCK_BYTES and all(count == counts[0] for count in counts):
             is_there = part.data_ptr() == out.data_ptr() + self._index * counts[0] * itemsize
             self._comm.Allgather(self._mpi.IN_PLACE if is_there else as_bytes(part), target)
             return

@@ -1,5 +1,6 @@
 """A direct call that was checked and prepared once, and tensors as algorithms take them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,10 @@ class Plan:
     method: Any
     reduction: Any
     """None where it depends on the weights, which differ from call to call."""
+    shape: tuple[int, ...] = ()
+    """Of this rank's result, where the call makes one: an all-gather of equal parts, or a reduce-scatter."""
+    counts: Sequence[int] = ()
+    """Then of every rank's part, in numbers of the dtype that is moved."""
 
 
 def traits(tensor: torch.Tensor) -> tuple[Any, ...]:
