@@ -222,7 +222,7 @@ class DirectCollectives:
         rows = tensor if tensor.dim() else tensor.view(1)
         into = None if out is None else (*traits(out), out.is_contiguous(), out.requires_grad)
         plan, met = self._meet_all(check, ("all_gather", *traits(tensor), strategy, name, into))
-        if not met.has_equal_rows:
+        if not met.has_equal_rows or plan.method is None:
             return self._gather_rows(rows.contiguous(), plan.call.algorithm, out)
         if out is None:
             out = empty_output(plan.shape, rows.dtype)
