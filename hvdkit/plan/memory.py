@@ -4,9 +4,10 @@ The state follows the formulas of `hvdkit.sharding.memory`. Activations are what
 backward pass besides parameters and gradients; buffers, what communication holds: small gradients packed into buckets
 (stage 0), the largest message twice (stages 1 and 2), the parameters outside the layers and one or two layers with
 their gradients (stage 3). While gradients accumulate over several micro-batches every rank holds whole ones, and at
-stage 3 the parameters that a pass has gathered. The peak is
-the sum of all, although activations are gone when the last gradients come: what a process frees in a step its allocator
-keeps for the next one (measured with glibc, whose free heap in training was as large as the activations).
+stage 3 the parameters that a pass has gathered. At stages 2 and 3 gradients come and go between pieces that stay,
+which leaves holes in the heap: a quarter and an eighth of the gradients that are not mapped by themselves, as measured
+with glibc. The peak is the sum of all, although activations are gone when the last gradients come: what a process frees
+in a step its allocator keeps for the next one (glibc's free heap in training was as large as the activations).
 """
 
 from dataclasses import dataclass, replace
@@ -15,6 +16,9 @@ from hvdkit.plan.footprint import Footprint
 from hvdkit.sharding.memory import StateBytes, state_bytes
 
 STAGES = (0, 1, 2, 3)
+_HOLES = {2: 0.25, 3: 0.125}
+_MAPPED_BYTES = 32 * 2**20
+"""glibc maps longer blocks one by one, and gives them back when they are freed."""
 _ADAMW_NUMBERS = 2
 """Per parameter, of its dtype."""
 
@@ -72,6 +76,7 @@ def plan_memory(
         buffers = (footprint.root + (2 if runs_ahead else 1) * footprint.layer) * share + footprint.layer
     else:
         buffers = 2.0 * max(footprint.flat_bytes, default=0) if cut else float(footprint.packed)
+    buffers += _HOLES.get(cut, 0.0) * sum(nbytes for nbytes in footprint.flat_bytes if nbytes < _MAPPED_BYTES)
     gradients = float(footprint.gradients) if accumulates else state.gradients
     whole = state_of(0, False)
     assembled = whole.optimizer if cut else 0.0

@@ -111,7 +111,7 @@ def _assumptions(plan: Plan) -> str:
     if plan.ranks.hosts > 1:
         lines.append(f"a link above {ETHERNET_BYTES_PER_S * 8 / 1e9:.0f} Gbit/s is InfiniBand or RoCE")
     lines += [
-        "communication between hosts runs beside the backward pass, within a host only where a core is free",
+        "communication runs beside the backward pass where a core is free; otherwise a third of it hides the wire",
         "stage 1 communicates after it; shared weights (stages 1 and 2 on one host) need no all-gather",
         "more ranks on a host than were measured move more bytes at the same speed",
         "peak: the sum, for what a step frees stays with the process",

@@ -9,7 +9,8 @@ Communication is an all-reduce of the gradients (stage 0), a reduce-scatter of t
 all-gathers of each layer but one of the last and of what lies outside the layers, which stay for the backward pass
 (stage 3). Where a core is free, or hosts are joined by a wire, it runs beside the backward pass, two thirds of a
 pass, but for what comes last: the gradients of the parameters outside the layers. Without a free core the wire alone
-can, not what ranks do within a host. Then only the rest is exposed. Stage 1 communicates when the pass is over.
+can, not what ranks do within a host, and a third of that time hides it (measured between two hosts whose ranks all
+computed: moving data takes a core too). Then only the rest is exposed. Stage 1 communicates when the pass is over.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from hvdkit.plan.footprint import Footprint
 from hvdkit.plan.network import Network, Ranks
 
 _BACKWARD_SHARE = 2 / 3
+_HIDING_SHARE = 1 / 3
+"""Of the time in which ranks compute on all cores, how much hides communication between hosts."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ class Timing:
         if stage == 1 or not (machine.has_free_core or ranks.hosts > 1):
             return part.gradients + part.parameters
         pass_s = self.footprint.flops / machine.flops_per_s
-        backward_s = _BACKWARD_SHARE * pass_s
-        busy = 0.0 if machine.has_free_core else 1.0
+        busy, hiding_s = (0.0, pass_s) if machine.has_free_core else (1.0, _HIDING_SHARE * pass_s)
+        backward_s = _BACKWARD_SHARE * hiding_s
         # The gradients of what lies outside the layers come last, and nothing is left to hide them.
         outside = min(1.0, self.footprint.root / max(1, self.footprint.gradients))
         least = max(part.gradients * outside, part.busy_gradients * busy)
@@ -73,7 +76,7 @@ class Timing:
             return max(least, part.gradients - backward_s) + part.parameters
         # Nor anything to hide their gathering, before the first layer.
         first = max(part.parameters * outside / 2, part.busy_parameters * busy)
-        gathered = max(first, part.parameters - self.accumulate * pass_s)
+        gathered = max(first, part.parameters - self.accumulate * hiding_s)
         return max(least, part.gradients - max(0.0, backward_s - part.parameters / 2)) + gathered
 
     def bytes_sent(self, stage: int, ranks: Ranks, *, shared_weights: bool = False) -> float:

@@ -105,14 +105,16 @@ def test_a_step_on_one_host() -> None:
 
 def test_what_backward_hides() -> None:
     # 4 s of wire beside 2 s of backward; the last quarter of the gradients can never be hidden.
-    slow = Timing(FOOTPRINT, Network(MACHINE, link=LINK)).step(0, HOSTS)
+    free = replace(MACHINE, has_free_core=True)
+    slow = Timing(FOOTPRINT, Network(free, link=LINK)).step(0, HOSTS)
     assert slow.communication == pytest.approx(4.0, abs=1e-3)
     assert slow.exposed == pytest.approx(2.0, abs=1e-3)
-    free = replace(MACHINE, has_free_core=True)
+    # Without a free core a third of it hides.
+    assert Timing(FOOTPRINT, Network(MACHINE, link=LINK)).step(0, HOSTS).exposed == pytest.approx(4 - 2 / 3, abs=1e-3)
     fast = Timing(FOOTPRINT, Network(free, link=4 * LINK)).step(0, HOSTS)
     assert fast.exposed == pytest.approx(0.25, abs=1e-3)
     # Without a free core what the ranks of a host do is not hidden: 0.4 s by their measured collective.
-    busy = Timing(FOOTPRINT, Network(MACHINE, link=4 * LINK)).step(0, HOSTS)
+    busy = Timing(FOOTPRINT, Network(MACHINE, link=40 * LINK)).step(0, HOSTS)
     assert busy.exposed == pytest.approx(0.4, abs=1e-3)
     assert Timing(FOOTPRINT, Network(MACHINE, link=4 * LINK)).step(1, HOSTS).exposed == pytest.approx(1.0, abs=1e-3)
 
@@ -148,7 +150,7 @@ def test_the_best_is_the_quickest_that_fits() -> None:
 
     assert best(4 * GB) == 0
     assert best(2 * GB) == 0
-    assert best(1.5 * GB) == 3
+    assert best(1.5 * GB) == 2  # 3.3 s of communication are left of it, 4.4 of stage 3
     assert best(0.1 * GB) is None
 
 
