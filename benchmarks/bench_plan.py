@@ -1,6 +1,6 @@
 """How right is `hvdkit plan`: what it says of memory and time at each sharding stage, beside what `hvdkit train` takes?
 
-For each number of ranks one plan, then for each stage two runs of the very command that the plan is about: one whose
+For each number of ranks one plan, then for each stage two runs of `hvdkit train` with the plan's options: one whose
 ranks' memory is watched from outside (the largest proportional set size of any rank in training), one that is timed
 (its own mean step). Time is also compared between two hosts, as in `bench_hosts.py`, where root and namespaces are
 there; the plan is then made on those ranks, under the launcher.

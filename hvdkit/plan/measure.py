@@ -1,8 +1,8 @@
 """Measures a `Machine` on all ranks at once: some training steps without communication, and the collectives' probe.
 
-    hvdkit run -np 2 -- python -m hvdkit.plan.measure FILE [the options of hvdkit train]
+    hvdkit run -np 2 -- python -m hvdkit.plan.measure FILE RANKS VOCABULARY [the options of hvdkit train]
 
-writes it as JSON. The model that is trained is the one that is planned, where its steps are short and its state has
+writes it to FILE as JSON, for a run on RANKS ranks with VOCABULARY token ids. The model that is trained is the one that is planned, where its steps are short and its state has
 room here, and a smaller one otherwise.
 """
 

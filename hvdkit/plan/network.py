@@ -10,10 +10,11 @@ Given numbers win: `link` between hosts, `inside` between the devices of a host,
 More ranks on a host than have measured move more bytes at the same speed.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
-from hvdkit.collectives.choice import choose_all, thrifty_one
+from hvdkit.collectives.choice import Choice, choose_all, thrifty_one
 from hvdkit.collectives.cost import wire_factor
 from hvdkit.plan.machine import Machine
 
@@ -64,15 +65,13 @@ class Network:
             return measured
         if ranks.hosts == 1:
             return [name for name in measured if name != "hierarchical"] or [_INSIDE]
-        both = ("all_reduce", "reduce_scatter", "all_gather")
-        return [name for name in _BETWEEN_HOSTS if name != "tree" or collective == both[0]]
+        return [name for name in _BETWEEN_HOSTS if name != "tree" or collective == "all_reduce"]
 
     def chosen(self, collective: str, nbytes: float, ranks: Ranks) -> str:
         """The algorithm that strategy="auto" means there."""
-        parameters = self.machine.collectives
-        if self._is_as_measured(ranks) and parameters is not None:
+        if self._is_as_measured(ranks):
             one = nbytes / ranks.size if collective == "all_gather" else nbytes
-            return choose_all(parameters)(collective, math.ceil(one))
+            return self._choice(collective, math.ceil(one))
         costs = {name: self.seconds(collective, name, nbytes, ranks) for name in self.algorithms(ranks, collective)}
         return thrifty_one(costs, nbytes) or min(costs, key=costs.__getitem__)
 
@@ -98,6 +97,12 @@ class Network:
     def bytes_out(self, collective: str, algorithm: str, nbytes: float, ranks: Ranks) -> float:
         """Bytes that the busiest host sends."""
         return _wire_share(collective, algorithm, ranks) * nbytes
+
+    @functools.cached_property
+    def _choice(self) -> Choice:
+        """Of the ranks that measured."""
+        assert self.machine.collectives is not None
+        return choose_all(self.machine.collectives)
 
     @property
     def _latency_s(self) -> float:
