@@ -2,8 +2,8 @@
 
     hvdkit run -np 2 -- python -m hvdkit.plan.measure FILE RANKS VOCABULARY [the options of hvdkit train]
 
-writes it to FILE as JSON, for a run on RANKS ranks with VOCABULARY token ids. The model that is trained is the one that is planned, where its steps are short and its state has
-room here, and a smaller one otherwise.
+writes it to FILE as JSON, for a run on RANKS ranks with VOCABULARY token ids. The model that is trained is the one
+that is planned, where its steps are short and its state has room here, and a smaller one otherwise.
 """
 
 import ctypes
