@@ -35,3 +35,7 @@ class DivergenceError(HvdkitError):
 
 class CollectiveMismatchError(HvdkitError):
     """Ranks came to the same point with different collectives."""
+
+
+class MergeError(HvdkitError):
+    """Submodels that cannot be merged; names model and tensor."""

@@ -15,6 +15,7 @@ LAYERS = [
     ["plan"],
     ["train"],
     ["launch"],
+    ["merge"],
     ["sharding"],
     ["checkpoint"],
     ["models"],

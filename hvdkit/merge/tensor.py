@@ -1,0 +1,153 @@
+"""Merges one tensor of several submodels, a block at a time: memory does not depend on the tensor's length.
+
+Rules without a sparsifier whose combiner is linear take one pass over the blocks, two if the combiner wants angles;
+sparsifiers that keep the largest elements take two more passes (four in float64) to find out which those are.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hvdkit.errors import MergeError
+from hvdkit.merge.blocks import Block, Grid
+from hvdkit.merge.combine import COMBINERS, Linear
+from hvdkit.merge.combine.interface import Gram
+from hvdkit.merge.order_statistics import order_statistics
+from hvdkit.merge.settings import Settings
+from hvdkit.merge.sparsify import SPARSIFIERS, Place
+
+Read = Callable[[int, int], torch.Tensor]
+"""Elements [start, stop) of one submodel's flattened tensor: (stop - start,) of any floating dtype, valid until the
+next call."""
+
+
+def computed_in(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """float64 if any of `dtypes` is, else float32."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
+
+
+@dataclass(frozen=True)
+class TensorMerge:
+    """The merge of the tensor `name` of `shape` from M submodels, computed in `dtype` (float32 or float64)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    settings: Settings
+    models: Sequence[Read]
+    base: Read | None = None
+    """Of the tensor that the submodels come from; only for rules on task vectors."""
+
+    def __post_init__(self) -> None:
+        if self.settings.rule.has_base and self.base is None:
+            raise ValueError(f"{self.settings.rule.name} merges task vectors: it needs the base of the submodels")
+
+    @property
+    def grid(self) -> Grid:
+        """Its blocks."""
+        return Grid(self.shape)
+
+    def merged(self) -> Iterator[tuple[Block, torch.Tensor]]:
+        """Every block, (n,), valid until the next.
+
+        Raises MergeError for a value that is not finite, naming the submodel by its number.
+        """
+        magnitudes = self.magnitudes(range(len(self.models)))
+        gram = self.gram(self.grid.blocks())
+        yield from self.blocks(self.grid.blocks(), magnitudes, gram)
+
+    def magnitudes(self, models: Sequence[int]) -> list[list[float]]:
+        """Of each of these submodels' task vectors the order statistics that the sparsifier wants."""
+        rule, settings = self.settings.rule, self.settings
+        if rule.sparsifier is None or not self.grid.count:
+            return [[] for _ in models]
+        ranks = [
+            SPARSIFIERS[rule.sparsifier].ranks(self.grid.count, settings.densities[number], settings)
+            for number in models
+        ]
+        return order_statistics(lambda: self._vectors(self.grid.blocks(), models), ranks, self.dtype)
+
+    def gram(self, blocks: Iterable[Block]) -> Gram:
+        """The inner products of what is combined over `blocks`: (M, M), zeros where the combiner does not want them."""
+        gram = np.zeros((len(self.models), len(self.models)))
+        combiner = COMBINERS[self.settings.rule.combiner]
+        if isinstance(combiner, Linear) and combiner.needs_gram:
+            for vectors in self._vectors(blocks, range(len(self.models))):
+                gram += (vectors @ vectors.T).double().numpy()
+        return gram
+
+    def blocks(
+        self, blocks: Iterable[Block], magnitudes: Sequence[Sequence[float]], gram: Gram
+    ) -> Iterator[tuple[Block, torch.Tensor]]:
+        """Some blocks, given what holds for the whole tensor."""
+        rule, settings = self.settings.rule, self.settings
+        combiner = COMBINERS[rule.combiner]
+        weights = np.array(settings.weights)
+        linear = combiner.coefficients(weights, gram) if isinstance(combiner, Linear) else None
+        for block in blocks:
+            rows = self._rows(block)
+            if linear is not None and rule.sparsifier is None:
+                result = self._of_rows(linear) @ rows
+            else:
+                vectors = self._sparse(rows, block, magnitudes)
+                if isinstance(combiner, Linear):
+                    result = torch.from_numpy(linear).to(self.dtype) @ vectors
+                else:
+                    result = combiner.combine(vectors, weights)
+                result = rows[-1].add(result, alpha=settings.scale)
+            if not bool(result.sum().isfinite()) and not bool(result.isfinite().all()):
+                self._blame(block)
+            yield block, result
+
+    def _of_rows(self, linear: np.ndarray) -> torch.Tensor:  # type: ignore[type-arg]
+        """Coefficients of the submodels and the base itself, from those of task vectors."""
+        if self.settings.rule.has_base:
+            scaled = linear * self.settings.scale
+            linear = np.append(scaled, 1 - scaled.sum())
+        return torch.from_numpy(linear).to(self.dtype)
+
+    def _rows(self, block: Block) -> torch.Tensor:
+        """The submodels' elements and, for rules on task vectors, the base's: (M or M + 1, n)."""
+        reads = [*self.models, self.base] if self.settings.rule.has_base else self.models
+        rows = torch.empty(len(reads), block.stop - block.start, dtype=self.dtype)
+        for row, read in zip(rows, reads, strict=True):
+            assert read is not None
+            row.copy_(read(block.start, block.stop))
+        return rows
+
+    def _sparse(self, rows: torch.Tensor, block: Block, magnitudes: Sequence[Sequence[float]]) -> torch.Tensor:
+        """The sparsified task vectors, (M, n), in the memory of `rows`."""
+        vectors = rows[:-1].sub_(rows[-1])
+        if self.settings.rule.sparsifier is not None:
+            sparsifier = SPARSIFIERS[self.settings.rule.sparsifier]
+            for number, vector in enumerate(vectors):
+                place = Place(self.grid.width, self._generator(number, block))
+                density = self.settings.densities[number]
+                sparsifier.apply_(vector, magnitudes[number], density, self.settings, place)
+        return vectors
+
+    def _vectors(self, blocks: Iterable[Block], models: Sequence[int]) -> Iterator[torch.Tensor]:
+        """What is combined, before it is sparsified."""
+        for block in blocks:
+            rows = torch.empty(len(models), block.stop - block.start, dtype=self.dtype)
+            for row, number in zip(rows, models, strict=True):
+                row.copy_(self.models[number](block.start, block.stop))
+            if self.settings.rule.has_base:
+                assert self.base is not None
+                rows.sub_(self.base(block.start, block.stop).to(self.dtype))
+            yield rows
+
+    def _generator(self, model: int, block: Block) -> torch.Generator:
+        text = f"{self.settings.seed}|{model}|{self.name}|{block.number}"
+        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+        return torch.Generator().manual_seed(seed)
+
+    def _blame(self, block: Block) -> None:
+        names = [*(f"submodel {number}" for number in range(len(self.models))), "the base"]
+        for name, row in zip(names, self._rows(block), strict=False):
+            if not bool(row.isfinite().all()):
+                raise MergeError(f"{name}: {self.name} holds NaN or an infinity; nothing can be merged with it")
+        raise MergeError(f"{self.name}: the merged values are too large for {self.dtype}; use a smaller scale")
