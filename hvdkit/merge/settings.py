@@ -49,6 +49,8 @@ def faults(settings: Settings) -> list[str]:
         )
     if not 0 <= settings.gamma < 1 or not 0 <= settings.epsilon < 1:
         found.append(f"gamma {settings.gamma} and epsilon {settings.epsilon} must be in [0, 1)")
+    if not rule.has_base and settings.scale != 1:
+        found.append(f"scale {settings.scale:g} is of task vectors, which {rule.name} does not make")
     if rule.only_models is not None and len(weights) != rule.only_models:
         found.append(f"{rule.name} merges exactly {rule.only_models} submodels, not {len(weights)}")
     if len(weights) < rule.least_models:
