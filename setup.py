@@ -32,6 +32,7 @@ setup(
         "numpy>=1.23",
         "mpi4py>=4.0",
         "safetensors>=0.4",
+        "xxhash>=3.0",
         "jsonargparse>=4.35",
         "PyYAML>=6.0",
         "tqdm>=4.60",

@@ -10,6 +10,7 @@ _COMMANDS = {
     "train": ("hvdkit.train.__main__", "train a language model (under horovodrun, mpirun or `hvdkit run`)"),
     "generate": ("hvdkit.train.generate", "continue a prompt with a trained model"),
     "evaluate": ("hvdkit.train.evaluate", "measure the loss of a trained model"),
+    "merge": ("hvdkit.merge.__main__", "merge models that were trained apart, by a recipe"),
     "plan": ("hvdkit.plan.__main__", "tell what a run will need: memory, time, ranks, and the command to start it"),
     "run": ("hvdkit.launch.run", "start workers with the right launcher and flags"),
     "doctor": ("hvdkit.launch.doctor", "check whether this machine can train, with remedies"),

@@ -25,9 +25,9 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        fault = next(iter(faults(self)), None)
-        if fault:
-            raise ValueError(fault)
+        found = faults(self)
+        if found:
+            raise ValueError("; ".join(found))
 
 
 def faults(settings: Settings) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from hvdkit.errors import MergeError
-from hvdkit.merge.blocks import Block, Grid
+from hvdkit.merge.blocks import BLOCK_ELEMENTS, Block, Grid
 from hvdkit.merge.combine import COMBINERS, Linear
 from hvdkit.merge.combine.interface import Gram
 from hvdkit.merge.order_statistics import order_statistics
@@ -29,6 +29,11 @@ def computed_in(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
+def memory_bytes(models: int) -> int:
+    """About what merging takes beside the tensors' files: float32 blocks, what is read, counts of order statistics."""
+    return (models + 1) * 8 * BLOCK_ELEMENTS + models * 2**19 + 6 * 4 * BLOCK_ELEMENTS
+
+
 @dataclass(frozen=True)
 class TensorMerge:
     """The merge of the tensor `name` of `shape` from M submodels, computed in `dtype` (float32 or float64)."""
@@ -40,6 +45,8 @@ class TensorMerge:
     models: Sequence[Read]
     base: Read | None = None
     """Of the tensor that the submodels come from; only for rules on task vectors."""
+    origins: Sequence[str] = ()
+    """What errors call the submodels and the base; by default their numbers."""
 
     def __post_init__(self) -> None:
         if self.settings.rule.has_base and self.base is None:
@@ -146,7 +153,7 @@ class TensorMerge:
         return torch.Generator().manual_seed(seed)
 
     def _blame(self, block: Block) -> None:
-        names = [*(f"submodel {number}" for number in range(len(self.models))), "the base"]
+        names = self.origins or [*(f"submodel {number}" for number in range(len(self.models))), "the base"]
         for name, row in zip(names, self._rows(block), strict=False):
             if not bool(row.isfinite().all()):
                 raise MergeError(f"{name}: {self.name} holds NaN or an infinity; nothing can be merged with it")

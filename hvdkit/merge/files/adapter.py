@@ -1,0 +1,98 @@
+"""A LoRA adapter on its base as if it were a whole model (Hu et al. 2021, arXiv 2106.09685): W + s B A, by blocks.
+
+Read are the folders that the PEFT library writes: adapter_config.json and adapter_model.safetensors (or .bin).
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from hvdkit.errors import MergeError
+from hvdkit.merge.files.interface import TensorFile
+from hvdkit.merge.files.safetensors_file import SafetensorsFile
+from hvdkit.merge.files.torch_file import TorchFile
+
+CONFIG_FILE = "adapter_config.json"
+_FIRST = "base_model.model."
+_REFUSED = {"use_dora": False, "bias": "none", "modules_to_save": None, "alora_invocation_tokens": None}
+"""What an adapter may have that W + s B A does not say, with the value that means it has not."""
+
+
+class _Update(NamedTuple):
+    down: torch.Tensor
+    """A: (r, in)"""
+    up: torch.Tensor
+    """B: (out, r), times s"""
+    is_transposed: bool
+    """Whether the weight is stored (in, out)."""
+
+
+class Adapter:
+    """`folder`'s adapter on `base`, which stays open. Raises MergeError for one that does not fit."""
+
+    def __init__(self, folder: Path, base: TensorFile) -> None:
+        self._base = base
+        self.infos = base.infos
+        self._updates = self._read_updates(folder)
+
+    def read(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """See `TensorFile`."""
+        values = self._base.read(name, start, stop)
+        update = self._updates.get(name)
+        if update is None:
+            return values
+        width = self.infos[name].shape[-1]
+        first, last = start // width, -(-stop // width)
+        if update.is_transposed:
+            rows = (update.up @ update.down[:, first:last]).T
+        else:
+            rows = update.up[first:last] @ update.down
+        return values + rows.reshape(-1)[start - first * width : stop - first * width]
+
+    def close(self) -> None:
+        """See `TensorFile`."""
+
+    def _read_updates(self, folder: Path) -> dict[str, _Update]:
+        config = _config(folder)
+        path = folder / "adapter_model.safetensors"
+        file = SafetensorsFile(path) if path.is_file() else TorchFile(folder / "adapter_model.bin")
+        tensors = {name: file.read(name, 0, info.count).view(info.shape).float() for name, info in file.infos.items()}
+        file.close()
+        updates = {}
+        for name in [name for name in tensors if ".lora_A." in name]:
+            other = name.replace(".lora_A.", ".lora_B.")
+            target = name.removeprefix(_FIRST).split(".lora_A.")[0] + ".weight"
+            if other not in tensors or target not in self.infos:
+                raise MergeError(f"{folder}: {name} has no partner, or its base no {target}")
+            down, up = tensors.pop(name), tensors.pop(other)
+            update = _Update(down, up * _scale(config, down.shape[0]), bool(config.get("fan_in_fan_out")))
+            shape = (up.shape[0], down.shape[1])
+            if (shape[::-1] if update.is_transposed else shape) != self.infos[target].shape:
+                raise MergeError(f"{folder}: {target} is {self.infos[target].shape} in the base, the adapter's {shape}")
+            updates[target] = update
+        if tensors or not updates:
+            raise MergeError(
+                f"{folder}: only LoRA of linear layers can be merged, not {', '.join(sorted(tensors)[:3])}"
+            )
+        return updates
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MergeError(f"{folder / CONFIG_FILE}: cannot be read ({error})") from None
+    for key, value in _REFUSED.items():
+        if config.get(key, value) not in (value, [], {}, None):
+            raise MergeError(f"{folder}: adapters with {key}={config[key]!r} cannot be merged")
+    if config.get("peft_type") != "LORA" or config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise MergeError(f"{folder}: only LoRA of one rank and alpha can be merged")
+    return config
+
+
+def _scale(config: dict[str, Any], rank: int) -> float:
+    alpha = float(config.get("lora_alpha", rank))
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

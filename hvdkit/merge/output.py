@@ -1,0 +1,140 @@
+"""The merged model's files: safetensors whose headers are written first, so that every rank can place its blocks.
+
+Complete or absent, like a checkpoint: all is written into a hidden folder beside, flushed, and renamed at the end.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hvdkit.data.durable import complete_folder
+from hvdkit.errors import MergeError
+from hvdkit.merge.files import Info
+from hvdkit.merge.files.safetensors_file import NAMES
+
+_ALIGNED = 8
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which tensor lies where: one file, or several and an index where one would exceed `shard_bytes`."""
+
+    infos: Mapping[str, Info]
+    shard_bytes: int
+
+    def files(self) -> dict[str, list[str]]:
+        """The tensors of each file, in order."""
+        groups: list[list[str]] = [[]]
+        filled = 0
+        for name, info in self.infos.items():
+            if groups[-1] and filled + info.n_bytes > self.shard_bytes:
+                groups.append([])
+                filled = 0
+            groups[-1].append(name)
+            filled += info.n_bytes
+        if len(groups) == 1:
+            return {"model.safetensors": groups[0]}
+        return {f"model-{number:05d}-of-{len(groups):05d}.safetensors": names for number, names in enumerate(groups, 1)}
+
+
+class OutputFiles:
+    """The files of `layout` in `folder`, open for writing blocks. Made on one rank by `create`, then on all."""
+
+    def __init__(self, folder: Path, layout: Layout) -> None:
+        self._infos = layout.infos
+        self._places: dict[str, tuple[int, int]] = {}
+        self._descriptors = []
+        for file, names in layout.files().items():
+            descriptor = os.open(folder / file, os.O_WRONLY | os.O_CLOEXEC)
+            self._descriptors.append(descriptor)
+            start = len(_header(names, layout.infos))
+            for name in names:
+                self._places[name] = descriptor, start
+                start += layout.infos[name].n_bytes
+
+    @staticmethod
+    def create(folder: Path, layout: Layout) -> None:
+        """Make the files, with their headers and all the room that they will take. Raises OSError if there is none."""
+        for file, names in layout.files().items():
+            header = _header(names, layout.infos)
+            descriptor = os.open(folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            try:
+                os.write(descriptor, header)
+                os.posix_fallocate(descriptor, 0, len(header) + sum(layout.infos[name].n_bytes for name in names))
+            finally:
+                os.close(descriptor)
+        if len(layout.files()) > 1:
+            where = {name: file for file, names in layout.files().items() for name in names}
+            total = sum(info.n_bytes for info in layout.infos.values())
+            index = {"metadata": {"total_size": total}, "weight_map": where}
+            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+    def write(self, name: str, start: int, values: torch.Tensor) -> None:
+        """Put `values`, (n,) of any dtype, into elements [start, start + n) of the tensor."""
+        info = self._infos[name]
+        descriptor, place = self._places[name]
+        stored = values.to(info.dtype)
+        if info.dtype == torch.float16 and not bool(stored.isfinite().all()):
+            raise MergeError(f"{name}: the merged values are too large for float16; use dtype: bfloat16 or float32")
+        data = stored.contiguous().view(torch.uint8).numpy().data
+        place += start * info.dtype.itemsize
+        while data:
+            written = os.pwrite(descriptor, data, place)
+            data, place = data[written:], place + written
+
+    def close(self) -> None:
+        """Flush what this rank wrote to disk and close; raises OSError where that fails."""
+        for descriptor in self._descriptors:
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+
+@contextmanager
+def output_folder(out: Path) -> Iterator[Path]:
+    """On one rank: a hidden folder beside `out` that takes its name when the block ends well, and else disappears.
+
+    Raises MergeError if `out` exists or another merge is writing it. What killed merges left behind is removed.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = out.with_name(f".{out.name}.lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MergeError(f"--out {out}: another merge is writing it") from None
+        except OSError:
+            pass  # a file system without locks
+        if out.exists():
+            raise MergeError(f"--out {out} exists: name another folder, or remove it")
+        for left in out.parent.glob(f".{out.name}.*.part"):
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            with complete_folder(out) as beside:
+                yield beside
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                lock.unlink()
+
+
+def _header(names: Sequence[str], infos: Mapping[str, Info]) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name in names:
+        info = infos[name]
+        entries[name] = {
+            "dtype": NAMES[info.dtype],
+            "shape": list(info.shape),
+            "data_offsets": [start, start + info.n_bytes],
+        }
+        start += info.n_bytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNED)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,46 @@
+"""Weights of submodels that nobody wrote down: from what runs recorded, over checkpoints, over the layers."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hvdkit.errors import MergeError
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def exponential_weights(count: int, decay: float) -> list[float]:
+    """What `count` checkpoints weigh in average <- decay x average + (1 - decay) x next, from the first on: sum 1."""
+    later = [(1 - decay) * decay ** (count - 1 - number) for number in range(1, count)]
+    return [decay ** (count - 1), *later]
+
+
+def recorded_weights(paths: Sequence[Path], weigh_by: str) -> list[float]:
+    """Each run's weight by what its metrics.jsonl says last: `tokens` it was trained on, or exp(-loss) for its
+    `validation_loss`, in nats (so that halving the perplexity doubles the weight), the best one's being 1.
+
+    `paths` are run folders, or folders in them. Raises MergeError naming the run that recorded no such thing.
+    """
+    found = [_last(path, weigh_by) for path in paths]
+    if weigh_by == "tokens":
+        return found
+    return [math.exp(min(found) - loss) for loss in found]
+
+
+def at_depth(numbers: Sequence[float], depth: float) -> float:
+    """The value at `depth`, 0 for the first layer and 1 for the last, of a gradient through `numbers`."""
+    return float(np.interp(depth, np.linspace(0, 1, len(numbers)), numbers)) if len(numbers) > 1 else numbers[0]
+
+
+def _last(path: Path, name: str) -> float:
+    for folder in (path, *path.absolute().parents[:3]):
+        metrics = folder / METRICS_FILE
+        if metrics.is_file():
+            values = [json.loads(line).get(name) for line in metrics.read_text(encoding="utf-8").splitlines()]
+            known = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+            if known:
+                return float(known[-1])
+    raise MergeError(f"{path}: no {METRICS_FILE} of its run tells its {name}; give the weights in the recipe")
