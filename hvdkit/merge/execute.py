@@ -1,8 +1,8 @@
 """Merges the files of submodels into a model folder, over all ranks.
 
 Where every rank sees all submodels, each merges its share of the tensors, block by block, from its own file handles
-into its own places of the output: nothing is sent. Memory per rank is a few blocks per submodel (some MB), whatever the
-size of the model.
+into its own places of the output: nothing is sent. Otherwise blocks are exchanged (`apart`). Memory per rank is a few
+blocks per submodel (some MB), whatever the size of the model.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import torch
 
 from hvdkit.data.progress import Progress, Say
 from hvdkit.errors import MergeError
+from hvdkit.merge.apart import merge_apart
 from hvdkit.merge.blocks import Grid
 from hvdkit.merge.files import Submodel, combined
 from hvdkit.merge.output import OutputFiles, output_folder
@@ -41,8 +42,11 @@ def merge_files(world: World, recipe: Recipe, out: Path, say: Say) -> Path:
         plan = together(world, lambda: make_plan(recipe, sight.infos))
         with _output(world, out) as beside:
             files = _open_output(world, beside, plan)
-            together(world, lambda: _merge_share(world, plan, sight, files, say))
-            together(world, files.close)
+            if sight.sees_all and all(gather_objects(world, files is not None)):
+                together(world, lambda: _merge_share(world, plan, sight, files, say))
+            else:
+                merge_apart(world, plan, sight, files, say)
+            together(world, lambda: files.close() if files is not None else None)
             hashes = gather_objects(world, [s.hashes() if s is not None else {} for s in sight.mine])
             together(world, lambda: _finish(beside, plan, sight, hashes) if world.is_root else None)
     finally:
@@ -68,12 +72,14 @@ def _written(out: Path) -> Iterator[Path]:
         raise MergeError(f"--out {out}: cannot be written ({error.strerror or error})") from error
 
 
-def _open_output(world: World, beside: Path, plan: Plan) -> OutputFiles:
+def _open_output(world: World, beside: Path, plan: Plan) -> OutputFiles | None:
+    """None on ranks that don't see the folder."""
     together(world, lambda: OutputFiles.create(beside, plan.layout) if world.is_root else None)
-    return together(world, lambda: OutputFiles(beside, plan.layout))
+    return together(world, lambda: OutputFiles(beside, plan.layout) if beside.is_dir() else None)
 
 
-def _merge_share(world: World, plan: Plan, sight: Sight, files: OutputFiles, say: Say) -> None:
+def _merge_share(world: World, plan: Plan, sight: Sight, files: OutputFiles | None, say: Say) -> None:
+    assert files is not None
     share = plan.shares(world.size)[world.rank]
     progress = Progress("merging", sum(task.out.n_bytes for task in share), say)
     for task in share:
