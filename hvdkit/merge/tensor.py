@@ -94,8 +94,9 @@ class TensorMerge:
         combiner = COMBINERS[rule.combiner]
         weights = np.array(settings.weights)
         linear = combiner.coefficients(weights, gram) if isinstance(combiner, Linear) else None
+        buffer = self._buffer(len(self.models) + self.settings.rule.has_base)
         for block in blocks:
-            rows = self._rows(block)
+            rows = self._rows(block, buffer)
             if linear is not None and rule.sparsifier is None:
                 result = self._of_rows(linear) @ rows
             else:
@@ -116,10 +117,14 @@ class TensorMerge:
             linear = np.append(scaled, 1 - scaled.sum())
         return torch.from_numpy(linear).to(self.dtype)
 
-    def _rows(self, block: Block) -> torch.Tensor:
-        """The submodels' elements and, for rules on task vectors, the base's: (M or M + 1, n)."""
+    def _buffer(self, rows: int) -> torch.Tensor:
+        """Room for a block of so many tensors: used again for each block, it stays in the cache."""
+        return torch.empty(rows, min(BLOCK_ELEMENTS, self.grid.count), dtype=self.dtype)
+
+    def _rows(self, block: Block, buffer: torch.Tensor) -> torch.Tensor:
+        """The submodels' elements and, for rules on task vectors, the base's: (M or M + 1, n) in `buffer`."""
         reads = [*self.models, self.base] if self.settings.rule.has_base else self.models
-        rows = torch.empty(len(reads), block.stop - block.start, dtype=self.dtype)
+        rows = buffer[:, : block.stop - block.start]
         for row, read in zip(rows, reads, strict=True):
             assert read is not None
             row.copy_(read(block.start, block.stop))
@@ -138,8 +143,9 @@ class TensorMerge:
 
     def _vectors(self, blocks: Iterable[Block], models: Sequence[int]) -> Iterator[torch.Tensor]:
         """What is combined, before it is sparsified."""
+        buffer = self._buffer(len(models))
         for block in blocks:
-            rows = torch.empty(len(models), block.stop - block.start, dtype=self.dtype)
+            rows = buffer[:, : block.stop - block.start]
             for row, number in zip(rows, models, strict=True):
                 row.copy_(self.models[number](block.start, block.stop))
             if self.settings.rule.has_base:
@@ -154,7 +160,8 @@ class TensorMerge:
 
     def _blame(self, block: Block) -> None:
         names = self.origins or [*(f"submodel {number}" for number in range(len(self.models))), "the base"]
-        for name, row in zip(names, self._rows(block), strict=False):
+        buffer = self._buffer(len(self.models) + self.settings.rule.has_base)
+        for name, row in zip(names, self._rows(block, buffer), strict=False):
             if not bool(row.isfinite().all()):
                 raise MergeError(f"{name}: {self.name} holds NaN or an infinity; nothing can be merged with it")
         raise MergeError(f"{self.name}: the merged values are too large for {self.dtype}; use a smaller scale")
