@@ -22,7 +22,7 @@ def order_statistics(passes: Passes, ranks: Sequence[Sequence[int]], dtype: torc
     for _ in range(levels if any(ranks) else 0):
         for block in passes():
             for row, searches_of_one in zip(block, searches, strict=True):
-                digits = row.view(torch.int16).view(-1, levels).flip(1) if searches_of_one else row
+                digits = row.view(torch.int16).view(-1, levels) if searches_of_one else row
                 for search in searches_of_one:
                     search.count(digits)
         for searches_of_one in searches:
@@ -40,16 +40,19 @@ class _Search:
         self._counts = torch.zeros(_ALL + 1, dtype=torch.int64)
 
     def count(self, digits: torch.Tensor) -> None:
-        """Count the next digit of those elements of `digits`, (n, levels) int16 from the upper one on, that fit."""
+        """Count the next digit of those elements of `digits`, (n, levels) int16, the upper one last, that fit."""
         known = len(self._digits)
-        if not known:
-            following = digits[:, 0].bitwise_and(_WITHOUT_SIGN)
-        else:
-            fits = digits[:, 0].bitwise_and(_WITHOUT_SIGN).eq_(self._digits[0]).bool()
+        upper = digits[:, -1].bitwise_and(_WITHOUT_SIGN)
+        if known:
+            fits = upper == self._digits[0]
             for level in range(1, known):
-                fits &= digits[:, level] == _signed(self._digits[level])
-            following = digits[:, known][fits].to(torch.int32).bitwise_and_(_ALL)
-        self._counts += torch.bincount(following, minlength=_ALL + 1)
+                fits &= digits[:, -1 - level] == _signed(self._digits[level])
+            # Those that don't fit are counted too, in a place of their own: rooms of changing lengths for those that do
+            # would leave the heap in pieces.
+            following = digits[:, -1 - known].to(torch.int32).bitwise_and_(_ALL).masked_fill_(~fits, _ALL + 1)
+        else:
+            following = upper
+        self._counts += torch.bincount(following, minlength=_ALL + 2)[: _ALL + 1]
 
     def narrow(self) -> None:
         """Find the next digit from the counts of a whole pass."""
