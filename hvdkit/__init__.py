@@ -19,6 +19,7 @@ _HOME = {
     "DistributedOptimizer": "hvdkit.optim",
     "Compression": "hvdkit.compression",
     **dict.fromkeys(("empty_shared", "join"), "hvdkit.collectives"),
+    "merge_": "hvdkit.merge.live",
     **dict.fromkeys(
         (
             "full_state_dict",

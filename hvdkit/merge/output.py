@@ -112,11 +112,11 @@ def output_folder(out: Path) -> Iterator[Path]:
             raise MergeError(f"--out {out}: another merge is writing it") from None
         except OSError:
             pass  # a file system without locks
-        if out.exists():
-            raise MergeError(f"--out {out} exists: name another folder, or remove it")
-        for left in out.parent.glob(f".{out.name}.*.part"):
-            shutil.rmtree(left, ignore_errors=True)
         try:
+            if out.exists():
+                raise MergeError(f"--out {out} exists: name another folder, or remove it")
+            for left in out.parent.glob(f".{out.name}.*.part"):
+                shutil.rmtree(left, ignore_errors=True)
             with complete_folder(out) as beside:
                 yield beside
         finally:

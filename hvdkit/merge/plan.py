@@ -18,6 +18,7 @@ from hvdkit.merge.settings import Settings
 from hvdkit.merge.weights import at_depth, exponential_weights, recorded_weights
 
 _SHOWN = 20
+_EMBEDDING = re.compile(r"emb|wte|wpe", re.IGNORECASE)
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
 
@@ -110,7 +111,6 @@ class _Maker:
         self.faults: list[str] = []
         layers = [layer for name in self.names if (layer := layer_of(name)) is not None]
         self._last_layer = max(layers, default=0)
-        self._first_place = next((place for place, name in enumerate(self.names) if layer_of(name) is not None), 0)
         self._check_overrides()
 
     def task(self, name: str) -> Iterator[Task]:
@@ -170,10 +170,10 @@ class _Maker:
             return None
 
     def _depth(self, name: str) -> float:
-        """0 for the first layer and what comes before, 1 for the last and what comes after."""
+        """0 for the first layer and embeddings, 1 for the last and what else is outside the layers."""
         layer = layer_of(name)
         if layer is None:
-            return float(self.names.index(name) > self._first_place)
+            return float(_EMBEDDING.search(name) is None)
         return layer / self._last_layer if self._last_layer else 0.0
 
     def _check_overrides(self) -> None:
