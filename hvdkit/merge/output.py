@@ -5,13 +5,15 @@ Complete or absent, like a checkpoint: all is written into a hidden folder besid
 
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -21,6 +23,8 @@ from hvdkit.merge.files import Info
 from hvdkit.merge.files.safetensors_file import NAMES
 
 _ALIGNED = 8
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,26 @@ class Layout:
         return {f"model-{number:05d}-of-{len(groups):05d}.safetensors": names for number, names in enumerate(groups, 1)}
 
 
-class OutputFiles:
-    """The files of `layout` in `folder`, open for writing blocks. Made on one rank by `create`, then on all."""
+def _told(method: F) -> F:
+    """`method`, whose OSError becomes a MergeError."""
 
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except OSError as error:
+            raise MergeError(f"the merged model cannot be written ({error.strerror or error})") from error
+
+    return cast(F, call)
+
+
+class OutputFiles:
+    """The files of `layout` in `folder`, open for writing blocks. Made on one rank by `create`, then on all.
+
+    Every method raises MergeError where the disk does not do what it should.
+    """
+
+    @_told
     def __init__(self, folder: Path, layout: Layout) -> None:
         self._infos = layout.infos
         self._places: dict[str, tuple[int, int]] = {}
@@ -61,8 +82,9 @@ class OutputFiles:
                 start += layout.infos[name].n_bytes
 
     @staticmethod
+    @_told
     def create(folder: Path, layout: Layout) -> None:
-        """Make the files, with their headers and all the room that they will take. Raises OSError if there is none."""
+        """Make the files, with their headers and all the room that they will take."""
         for file, names in layout.files().items():
             header = _header(names, layout.infos)
             descriptor = os.open(folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -77,6 +99,7 @@ class OutputFiles:
             index = {"metadata": {"total_size": total}, "weight_map": where}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
 
+    @_told
     def write(self, name: str, start: int, values: torch.Tensor) -> None:
         """Put `values`, (n,) of any dtype, into elements [start, start + n) of the tensor."""
         info = self._infos[name]
@@ -90,8 +113,9 @@ class OutputFiles:
             written = os.pwrite(descriptor, data, place)
             data, place = data[written:], place + written
 
+    @_told
     def close(self) -> None:
-        """Flush what this rank wrote to disk and close; raises OSError where that fails."""
+        """Flush what this rank wrote to disk and close."""
         for descriptor in self._descriptors:
             os.fsync(descriptor)
             os.close(descriptor)
