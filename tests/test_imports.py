@@ -15,6 +15,8 @@ LAYERS = [
     ["plan"],
     ["train"],
     ["launch"],
+    ["merge"],
+    ["local"],
     ["sharding"],
     ["checkpoint"],
     ["models"],
