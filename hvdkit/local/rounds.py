@@ -115,6 +115,7 @@ class Rounds:
         broadcast_parameters(self._model.state_dict(), root_rank=0)
         for fragment in self._fragments:
             fragment.outer.copy_(fragment.own())
+        self._connect()  # which may measure the collectives
         self._hook = self._inner.register_step_post_hook(self._after_step)
         self._meter.resume()
         return self

@@ -19,7 +19,7 @@ class Statistics:
     bytes_sent: float = 0.0
     """Of pseudo-gradients."""
     waited_s: float = 0.0
-    """Time in which no inner step could run: exchanges (what was not overlapped), waiting for slow ranks included."""
+    """In which no inner step could run: for exchanges (what was not overlapped) and slow ranks, and for outer steps."""
     exchange_s: float = 0.0
     """Time of exchanges once all ranks were there."""
     exchanged_values: int = 0
@@ -48,6 +48,6 @@ class Statistics:
         share = f", 1/{instead / sent:.3g} of synchronous training's {instead / 1e6:,.3g} MB" if sent else ""
         return [
             f"local updates: {self.steps} steps in {self.rounds} rounds; {sent / 1e6:,.3g} MB sent per rank{share}",
-            f"waited {self.waited_s:.3g} s for synchronisations; synchronous training's, as quick as these, would "
-            f"take {self.synchronous_s:.3g} s",
+            f"exchanges took {self.exchange_s:.3g} s ({self.waited_s:.3g} s were waited, for slow ranks too); an exchange "
+            f"in every step, as synchronous training has, would take {self.synchronous_s:.3g} s",
         ]
