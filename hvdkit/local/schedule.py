@@ -97,7 +97,7 @@ class Adaptive:
     def following(self, step: int, measured: Measured) -> tuple[int, str]:
         """See `Schedule`."""
         in_steps = measured.synchronisation_s / measured.step_s if measured.step_s else 0.0
-        cheap = math.ceil(in_steps / self.cost)
+        cheap = round(in_steps / self.cost)
         allowed = math.floor(min(measured.steps * self.drift / measured.drift, 1e9)) if measured.drift else 10**9
         wanted = min(max(min(cheap, allowed), measured.steps // 2), 2 * measured.steps)
         length = min(max(wanted, self.min), self.max)

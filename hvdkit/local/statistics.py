@@ -48,6 +48,6 @@ class Statistics:
         share = f", 1/{instead / sent:.3g} of synchronous training's {instead / 1e6:,.3g} MB" if sent else ""
         return [
             f"local updates: {self.steps} steps in {self.rounds} rounds; {sent / 1e6:,.3g} MB sent per rank{share}",
-            f"exchanges took {self.exchange_s:.3g} s ({self.waited_s:.3g} s were waited, for slow ranks too); an exchange "
+            f"exchanges took {self.exchange_s:.3g} s ({self.waited_s:.3g} s waited, for slow ranks too); an exchange "
             f"in every step, as synchronous training has, would take {self.synchronous_s:.3g} s",
         ]
