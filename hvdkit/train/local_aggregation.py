@@ -154,9 +154,7 @@ class LocalAggregation(WeighedAggregation):
         every = f"{config.sync_every} steps" if str(config.sync_every).isdigit() else str(config.sync_every)
         outer = "the mean of the ranks' weights"
         if config.local == "diloco":
-            outer = (
-                f"an outer step of SGD, learning rate {config.outer_lr:g}, Nesterov momentum {config.outer_momentum:g}"
-            )
+            outer = f"a step of SGD, learning rate {config.outer_lr:g}, Nesterov momentum {config.outer_momentum:g}"
         after = f", after {config.local_after} synchronous steps" if config.local_after else ""
         lines = [f"--local {config.local}: rounds of {every}{after}, each ends with {outer}"]
         if config.local_level == "nodes":
