@@ -1,8 +1,9 @@
 """Local updates: ranks train by themselves and come together once in many steps (Local SGD, DiLoCo)."""
 
+from hvdkit.local.checks import Level, Pace
 from hvdkit.local.methods import DiLoCo, LocalSGD
 from hvdkit.local.outer import diloco_optimizer
-from hvdkit.local.rounds import Level, Pace, Rounds
+from hvdkit.local.rounds import Rounds
 from hvdkit.local.schedule import Adaptive, Schedule, Scheduled, parse_schedule
 from hvdkit.local.statistics import Statistics
 

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from hvdkit.local.checks import Level, Pace
 from hvdkit.local.outer import diloco_optimizer
-from hvdkit.local.rounds import Level, Pace, Rounds
+from hvdkit.local.rounds import Rounds
 from hvdkit.local.schedule import Schedule
 
 

@@ -16,14 +16,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from hvdkit.errors import ConfigError
-from hvdkit.local.agree import check_agreement, trained_parameters
 from hvdkit.local.buffers import Buffers
+from hvdkit.local.checks import Level, Pace, check_agreement, check_names, check_options, trained_parameters
 from hvdkit.local.clock import Clock
 from hvdkit.local.exchange import Report, exchange, norm
 from hvdkit.local.fragments import Fragment, partition
@@ -36,13 +35,10 @@ from hvdkit.local.statistics import Statistics
 from hvdkit.local.sums import sum_by
 from hvdkit.local.under_way import UnderWay
 from hvdkit.optim.compression import NoneCompressor, resolve
-from hvdkit.optim.distributed import check_strategy
 from hvdkit.optim.wrapped import Connection
 from hvdkit.runtime import require_world, together
 from hvdkit.runtime.dropin.functions import broadcast_parameters
 
-Level = Literal["all", "nodes"] | Sequence[int]
-Pace = Literal["equal", "proportional"]
 logger = logging.getLogger("hvdkit.local")
 R = TypeVar("R", bound="Rounds")
 
@@ -74,8 +70,8 @@ class Rounds:
 
         def prepare() -> list[tuple[str, torch.Tensor]]:
             named = trained_parameters(model, inner)
-            _check_options(overlap_steps, mixing, level, pace, world.size)
-            _check_compression_and_strategy(compression, strategy, named)
+            check_options(world, overlap_steps, mixing, level, pace)
+            check_names(world, compression, strategy, named)
             self.schedule = parse_schedule(sync_every)
             parts = partition([name for name, _ in named], fragments)
             self._fragments = [Fragment([named[index][1] for index in part]) for part in parts]
@@ -300,26 +296,3 @@ class Rounds:
         self.shares = shares_of_work([report.rate for report in reports], self.shares)
         if self._pace == "proportional":
             self._clock.own_length = inner_steps(length, [report.step_s for report in reports])[self._world.rank]
-
-
-def _check_options(overlap_steps: int, mixing: float, level: Level, pace: Pace, ranks: int) -> None:
-    if overlap_steps < 0:
-        raise ConfigError(f"overlap_steps={overlap_steps} must be 0 or more")
-    if not 0 <= mixing < 1:
-        raise ConfigError(f"mixing={mixing} must be in [0, 1): the share of its own weights that a rank keeps")
-    if isinstance(level, str) and level not in ("all", "nodes"):
-        raise ConfigError(f'level={level!r} must be "all", "nodes", or a node\'s number for each rank')
-    if not isinstance(level, str) and len(level) != ranks:
-        raise ConfigError(f"level={list(level)} must have a node's number for each of {ranks} ranks")
-    if pace not in ("equal", "proportional"):
-        raise ConfigError(f'pace={pace!r} must be "equal" or "proportional"')
-    if pace == "proportional" and level != "all":
-        raise ConfigError('pace="proportional" needs level="all": the ranks of a node step together')
-
-
-def _check_compression_and_strategy(compression: Any, strategy: str, named: Sequence[tuple[str, torch.Tensor]]) -> None:
-    try:
-        resolve(compression)
-        check_strategy(strategy, require_world(), [parameter.device for _, parameter in named])
-    except (TypeError, ValueError) as error:
-        raise ConfigError(str(error)) from None

@@ -1,11 +1,17 @@
-"""Whether all ranks mean the same local updates, asked once before anything else."""
+"""What local updates can be asked for, and whether all ranks ask for the same: checked before anything else."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 
 from hvdkit.errors import ConfigError, DivergenceError
+from hvdkit.optim.compression import resolve
+from hvdkit.optim.distributed import check_strategy
 from hvdkit.runtime import World, gather_objects
+
+Level = Literal["all", "nodes"] | Sequence[int]
+Pace = Literal["equal", "proportional"]
 
 
 def trained_parameters(
@@ -44,3 +50,28 @@ def check_agreement(world: World, named: list[tuple[str, torch.Tensor]], options
                     f"local updates: ranks disagree on {name}: rank 0 has {first}, rank {rank} has {other}; every rank "
                     "must build the same model, and synchronise it alike"
                 )
+
+
+def check_options(world: World, overlap_steps: int, mixing: float, level: Level, pace: Pace) -> None:
+    """Raise ConfigError for options that cannot be."""
+    if overlap_steps < 0:
+        raise ConfigError(f"overlap_steps={overlap_steps} must be 0 or more")
+    if not 0 <= mixing < 1:
+        raise ConfigError(f"mixing={mixing} must be in [0, 1): the share of its own weights that a rank keeps")
+    if isinstance(level, str) and level not in ("all", "nodes"):
+        raise ConfigError(f'level={level!r} must be "all", "nodes", or a node\'s number for each rank')
+    if not isinstance(level, str) and len(level) != world.size:
+        raise ConfigError(f"level={list(level)} must have a node's number for each of {world.size} ranks")
+    if pace not in ("equal", "proportional"):
+        raise ConfigError(f'pace={pace!r} must be "equal" or "proportional"')
+    if pace == "proportional" and level != "all":
+        raise ConfigError('pace="proportional" needs level="all": the ranks of a node step together')
+
+
+def check_names(world: World, compression: Any, strategy: str, named: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """Raise ConfigError unless compression and strategy are there for these parameters."""
+    try:
+        resolve(compression)
+        check_strategy(strategy, world, [parameter.device for _, parameter in named])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from None
