@@ -25,10 +25,10 @@ class Statistics:
     exchanged_values: int = 0
 
     def add(self, outcome: Outcome, ends_round: bool) -> None:
-        """Count an exchange."""
-        self.rounds += ends_round
+        """Count an exchange, if any rank had something to bring."""
         self.bytes_sent += outcome.bytes_sent
         if any(outcome.shares):
+            self.rounds += ends_round
             self.exchange_s += outcome.seconds
             self.exchanged_values += outcome.mean.numel()
 
