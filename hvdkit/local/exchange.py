@@ -31,7 +31,7 @@ class Report:
     rate: float
     """Tokens (or steps) per second of its inner steps in the last round; 0 while unknown."""
     synchronisation_s: float
-    """What the last exchange of each fragment took after all ranks were there, together; 0 while unknown."""
+    """What an exchange of all fragments takes once all ranks are there, lately; 0 while unknown."""
     waits: bool
     """Whether it makes no steps until all ranks wait."""
 

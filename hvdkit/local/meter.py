@@ -12,7 +12,7 @@ class Meter:
 
     def __init__(self, fragments: int) -> None:
         self.exchange_s = [0.0] * fragments
-        """Of each fragment's last exchange."""
+        """Of each fragment's exchanges, a mean that halves the weight of each with the next."""
         self.step_s = self.rate = 0.0
         """Of the last round: median seconds of a step, and tokens (or steps) per second of them."""
         self._seconds: list[float] = []
@@ -36,8 +36,9 @@ class Meter:
             self.rate = self._work / (self.step_s * len(self._seconds))
         self._seconds, self._work = [], 0.0
 
-    def add(self, outcome: Outcome, mean_norm: float, outer_norm: float) -> None:
-        """Count a fragment's part of the drift: sum_i w_i |d_i - d|^2 = sum_i w_i |d_i|^2 - |d|^2."""
+    def add(self, number: int, outcome: Outcome, mean_norm: float, outer_norm: float) -> None:
+        """Count a fragment's exchange, and its part of the drift: sum_i w_i |d_i - d|^2 = sum_i w_i |d_i|^2 - |d|^2."""
+        self.exchange_s[number] = ((self.exchange_s[number] or outcome.seconds) + outcome.seconds) / 2
         pairs = zip(outcome.shares, outcome.reports, strict=True)
         spread = sum(share * report.distance**2 for share, report in pairs) - mean_norm**2
         self._squares[0] += max(0.0, spread)

@@ -265,7 +265,7 @@ class Rounds:
         fragment = self._fragments[under_way.number]
         if any(outcome.shares):
             gradient = fragment.outer - outcome.mean if under_way.is_mean else outcome.mean
-            self._meter.add(outcome, norm(gradient), norm(fragment.outer))
+            self._meter.add(under_way.number, outcome, norm(gradient), norm(fragment.outer))
             if under_way.is_mean:
                 fragment.outer.copy_(outcome.mean)
             else:
@@ -273,7 +273,6 @@ class Rounds:
             if under_way.buffers is not None:
                 under_way.buffers.write()
         fragment.take(fragment.outer, keep=self._mixing if self._overlap_steps and not waits else 0.0)
-        self._meter.exchange_s[under_way.number] = outcome.seconds
         self.statistics.add(outcome, under_way.ends_round)
         all_wait = all(report.waits for report in outcome.reports)
         if under_way.ends_round and not all_wait:

@@ -30,7 +30,7 @@ class Measured:
     step_s: float
     """Of the slowest rank."""
     synchronisation_s: float
-    """Of all the fragments of the round before, without waiting for slow ranks; 0 while unknown."""
+    """Of all fragments, lately, without waiting for slow ranks; 0 while unknown."""
 
 
 class Schedule(Protocol):
