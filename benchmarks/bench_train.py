@@ -35,6 +35,10 @@ class StockAggregation:
         self.optimizer = horovod.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
 
     runs_together = False
+    shares = None
+
+    def reached(self, step: int) -> None:
+        """See `Aggregation`."""
 
     def clip(self, max_norm: float) -> None:
         """See `Aggregation`."""

@@ -20,6 +20,7 @@ _HOME = {
     "Compression": "hvdkit.compression",
     **dict.fromkeys(("empty_shared", "join"), "hvdkit.collectives"),
     "merge_": "hvdkit.merge.live",
+    **dict.fromkeys(("DiLoCo", "LocalSGD"), "hvdkit.local"),
     **dict.fromkeys(
         (
             "full_state_dict",
@@ -113,6 +114,8 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from hvdkit.compression import Compression as Compression
+    from hvdkit.local import DiLoCo as DiLoCo
+    from hvdkit.local import LocalSGD as LocalSGD
     from hvdkit.optim import DistributedOptimizer as DistributedOptimizer
     from hvdkit.runtime import World as World
     from hvdkit.runtime import current_world as current_world

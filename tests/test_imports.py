@@ -16,6 +16,7 @@ LAYERS = [
     ["train"],
     ["launch"],
     ["merge"],
+    ["local"],
     ["sharding"],
     ["checkpoint"],
     ["models"],

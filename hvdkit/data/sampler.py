@@ -9,7 +9,7 @@ A place is (epoch, samples consumed of it) rather than a step number, so that a 
 even if the global batch has changed with the number of ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,10 +61,16 @@ class ShardedSampler:
         order = self._permutation(position.epoch)
         return order[position.consumed : position.consumed + self.global_batch].astype(np.int64)
 
-    def indices(self, position: Position) -> Indices:
-        """This rank's samples of the global batch at `position`: (k,) int64, possibly empty."""
+    def indices(self, position: Position, shares: Sequence[float] | None = None) -> Indices:
+        """This rank's samples of the global batch at `position`: (k,) int64, possibly empty.
+
+        In proportion to `shares` where they are given: one number per rank, the same on all, 0 or more.
+        """
         chosen = self.global_indices(position)
-        begin, end = share(len(chosen), self.rank, self.size)
+        if shares is None:
+            begin, end = share(len(chosen), self.rank, self.size)
+        else:
+            begin, end = share_in_proportion(len(chosen), self.rank, shares)
         return chosen[begin:end]
 
     def following(self, position: Position) -> Position:
@@ -91,6 +97,12 @@ class ShardedSampler:
 def share(count: int, rank: int, size: int) -> tuple[int, int]:
     """Begin and end of `rank`'s contiguous, near-equal piece of `count` things."""
     return count * rank // size, count * (rank + 1) // size
+
+
+def share_in_proportion(count: int, rank: int, shares: Sequence[float]) -> tuple[int, int]:
+    """Begin and end of `rank`'s contiguous piece of `count` things, pieces being in proportion to `shares`."""
+    upto = [sum(shares[:number]) for number in range(len(shares) + 1)]
+    return round(count * upto[rank] / upto[-1]), round(count * upto[rank + 1] / upto[-1])
 
 
 def evaluation_indices(n_samples: int, batch_size: int, rank: int, size: int) -> Iterator[Indices]:

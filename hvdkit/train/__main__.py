@@ -16,7 +16,8 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     config = _read_quietly(words)
     with end_job_on_error():
-        world = init()
+        # Averaging gradients within a node takes a process set per node.
+        world = init(process_sets="dynamic" if config.local_level == "nodes" else None)
         from hvdkit.train.job import Job
 
         Job(world, config).run()

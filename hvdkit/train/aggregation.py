@@ -1,5 +1,6 @@
 """How a step's gradients are brought together: the seam at which another library's optimizer could stand."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -13,6 +14,10 @@ class Aggregation(Protocol):
     runs_together: bool
     """Whether all ranks must run the model equally often, those with nothing to do too."""
 
+    @property
+    def shares(self) -> Sequence[float] | None:
+        """What part of the global batch each rank is to have, relative to the others; None for equal parts."""
+
     def backward(self, mean_loss: torch.Tensor, n_targets: int, *, is_last: bool) -> None:
         """Run backward on one micro-batch's mean loss; `is_last` tells the step's last one on this rank."""
 
@@ -25,6 +30,12 @@ class Aggregation(Protocol):
     def step(self) -> None:
         """Step the optimizer with the gradients as they are."""
 
+    def reached(self, step: int) -> None:
+        """`step` steps of the run are done: called before the first step, and after each. Collective."""
+
+    def news(self) -> list[str]:
+        """What a user should know of it now, in lines, each told once."""
+
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's state, right for all ranks. Collective."""
 
@@ -33,6 +44,9 @@ class Aggregation(Protocol):
 
     def whole(self) -> AbstractContextManager[None]:
         """Within it rank 0 may use the model alone, as one process does. Collective."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it the model is the one to evaluate, equal on all ranks."""
 
     def describe(self) -> list[str]:
         """What a user should know of it, in lines. Collective."""
@@ -52,6 +66,11 @@ class WeighedAggregation:
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
 
+    @property
+    def shares(self) -> Sequence[float] | None:
+        """See `Aggregation`."""
+        return None
+
     def backward(self, mean_loss: torch.Tensor, n_targets: int, *, is_last: bool) -> None:
         """See `Aggregation`."""
         with nullcontext() if is_last else self.optimizer.no_sync():
@@ -70,6 +89,13 @@ class WeighedAggregation:
         """See `Aggregation`."""
         self.optimizer.step()
 
+    def reached(self, step: int) -> None:
+        """See `Aggregation`."""
+
+    def news(self) -> list[str]:
+        """See `Aggregation`."""
+        return []
+
     def state_dict(self) -> dict[str, Any]:
         """See `Aggregation`."""
         state: dict[str, Any] = self.optimizer.consolidated_state_dict()
@@ -80,6 +106,10 @@ class WeighedAggregation:
         self.optimizer.load_state_dict(state)
 
     def whole(self) -> AbstractContextManager[None]:
+        """See `Aggregation`."""
+        return nullcontext()
+
+    def averaged(self) -> AbstractContextManager[None]:
         """See `Aggregation`."""
         return nullcontext()
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import jsonargparse
 
 Options = TypeVar("Options")
+Local = Literal["none", "sgd", "post-local", "diloco"]
 Scaling = Literal["weak", "weak-linear-lr", "weak-sqrt-lr", "strong"]
 
 
@@ -62,6 +63,31 @@ class TrainConfig:
     sharding: Literal[0, 1, 2, 3] = option(
         0, "what is cut over the ranks: 0 nothing, 1 the optimizer's state, 2 gradients too, 3 parameters too"
     )
+    local: Local = option(
+        "none",
+        "how often ranks come together: none = gradients are averaged in every step; else each rank trains alone for "
+        "--sync-every steps: sgd = weights are averaged then, post-local = the same after --local-after synchronous "
+        "steps, diloco = an outer optimizer steps with the mean of what the ranks did",
+    )
+    sync_every: int | str = option(
+        50,
+        "with --local, steps per round: a number, a schedule (10@0,50@200: rounds of 50 from step 200 on), or adaptive "
+        "(from measured drift and cost; adaptive:min=16,max=256,drift=0.1,cost=0.05)",
+    )
+    outer_lr: float = option(0.7, "learning rate of diloco's outer optimizer")
+    outer_momentum: float = option(0.9, "Nesterov momentum of diloco's outer optimizer")
+    fragments: int = option(1, "with --local, parts of the model that are synchronised in turn within a round")
+    overlap_steps: int = option(0, "with --local, steps that ranks do while a fragment is under way")
+    outer_compression: str = option(
+        "none", "with --local, what ranks exchange on the wire: none, bf16, int8 (or others), with error feedback"
+    )
+    local_after: int = option(0, "with --local, synchronous steps before the first round")
+    local_level: Literal["all", "nodes"] = option(
+        "all", "with --local, who trains alone: every rank, or nodes whose ranks average gradients in every step"
+    )
+    pace: Literal["equal", "proportional"] = option(
+        "equal", "with --local, what part of a global batch a rank gets: equal, or proportional to its measured speed"
+    )
     seed: int = option(0, "of initial weights, order of samples, and dropout")
 
     eval_every: int = option(100, "steps between evaluations; 0 for only at the end")
@@ -87,15 +113,25 @@ class TrainConfig:
         _ = self.corpus  # checks its own options
 
     def _rules(self) -> list[tuple[str, str, bool]]:
-        at_least_1 = ("context", "steps", "batch_size", "accumulate", "log_every", "vocab_size")
+        at_least_1 = ("context", "steps", "batch_size", "accumulate", "log_every", "vocab_size", "fragments")
         at_least_0 = ("warmup_steps", "eval_every", "eval_batches", "checkpoint_every", "keep", "sample_tokens",
-                      "threads", "seed", "weight_decay", "clip_norm")  # fmt: skip
+                      "threads", "seed", "weight_decay", "clip_norm", "overlap_steps", "local_after")  # fmt: skip
         return [
             *((name, "1 or more", getattr(self, name) >= 1) for name in at_least_1),
             *((name, "0 or more", getattr(self, name) >= 0) for name in at_least_0),
             ("lr", "more than 0", self.lr > 0),
             ("min_lr", "between 0 and 1", 0 <= self.min_lr <= 1),
             ("beta2", "in [0, 1)", 0 <= self.beta2 < 1),
+            ("outer_lr", "more than 0", self.outer_lr > 0),
+            ("outer_momentum", "in [0, 1)", 0 <= self.outer_momentum < 1),
+            ("sharding", f"0 with --local {self.local}", not self.sharding or self.local == "none"),
+            ("local_after", "1 or more with --local post-local", self.local != "post-local" or self.local_after > 0),
+            ("local_after", "0 with --local-level nodes", not self.local_after or self.local_level == "all"),
+            (
+                "compression",
+                f"none with --local {self.local}, which sends no gradients: use --outer-compression",
+                self.compression == "none" or self.local == "none" or self.local_after > 0,
+            ),
         ]
 
     @property

@@ -43,6 +43,10 @@ def aggregate_with_hvdkit(optimizer: torch.optim.Optimizer, model: LanguageModel
 
     if config.sharding:
         return _sharded(optimizer, model, config)
+    if config.local != "none":
+        from hvdkit.train.local_aggregation import LocalAggregation
+
+        return LocalAggregation(optimizer, model, config)
     broadcast_parameters(model.state_dict(), root_rank=0)
     return WeighedAggregation(
         optim.DistributedOptimizer(
@@ -82,9 +86,14 @@ def _check_aggregation(world: World, config: TrainConfig) -> None:
         compression = parse_compression(config.compression)
         if config.sharding and compression is not parse_compression("none"):
             raise ValueError(f"compression {config.compression} does not go with --sharding {config.sharding}")
+        parse_compression(config.outer_compression)
         check_strategy(config.strategy, world, [world.device])
     except ValueError as error:
         raise ConfigError(f"--{str(error).replace('strategy=', 'strategy ', 1)}") from None
+    if config.local != "none":
+        from hvdkit.local import parse_schedule
+
+        parse_schedule(config.sync_every)
 
 
 class Job:
@@ -150,6 +159,8 @@ class Job:
 
         def after_step(step: int) -> None:
             last = step == self.config.steps
+            for line in self.aggregation.news():
+                self.reporter.say(line)
             if not self.first_step_s:
                 self.first_step_s = time.time() - started
             if last or (self.config.eval_every and step % self.config.eval_every == 0):
@@ -249,10 +260,11 @@ class Job:
     def _evaluate(self, step: int, metrics: Metrics | None) -> None:
         autocast = self.config.precision == "bf16"
         batches = 0 if step == self.config.steps else self.config.eval_batches
-        total = evaluate(
-            self.world, self.model, self.held_out, self.config.batch_size, batches=batches, autocast=autocast,
-            runs_together=self.aggregation.runs_together,
-        )  # fmt: skip
+        with self.aggregation.averaged():
+            total = evaluate(
+                self.world, self.model, self.held_out, self.config.batch_size, batches=batches, autocast=autocast,
+                runs_together=self.aggregation.runs_together,
+            )  # fmt: skip
         self.validation_loss = self._in_unit(total.mean())
         self.reporter.say(f"step {step}  validation loss {self.validation_loss:.4f} {self.unit}")
         if metrics is not None:

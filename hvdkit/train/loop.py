@@ -72,9 +72,11 @@ class Loop:
         self.model.train()
         window, since, started = LossSum(), 0, time.perf_counter()
         tokens, sent = 0, self.aggregation.cost()[0]
+        self.aggregation.reached(self.step)
         while self.step < self.config.steps:
             rate = self._set_learning_rate()
             window_part, step_tokens = self._one_step()
+            self.aggregation.reached(self.step)
             window.nats += window_part.nats
             window.targets += window_part.targets
             tokens += step_tokens
@@ -92,7 +94,7 @@ class Loop:
     def _one_step(self) -> tuple[LossSum, int]:
         begun = time.perf_counter()
         bytes_before, exposed_before = self.aggregation.cost()
-        indices = self.sampler.indices(self.position)
+        indices = self.sampler.indices(self.position, self.aggregation.shares)
         batch = self.samples.batch(indices, self.position.epoch)
         step_tokens = len(self.sampler.global_indices(self.position)) * self.samples.context
         loss_sum = self._accumulate(batch)

@@ -1,0 +1,173 @@
+"""Local updates in the training loop: gradients stay on their rank, and weights come together once in a round.
+
+Every rank does the same number of steps. What is evaluated, saved as the model and sampled is the outer model, which
+is what the DiLoCo paper reports; a checkpoint also holds every rank's own weights and optimizer, so that a run goes on
+in the middle of a round.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+
+from hvdkit.checkpoint import pack, unpack
+from hvdkit.local import Rounds, diloco_optimizer
+from hvdkit.models import LanguageModel
+from hvdkit.optim import DistributedOptimizer
+from hvdkit.runtime import gather_objects, require_world
+from hvdkit.train.aggregation import WeighedAggregation
+from hvdkit.train.config import TrainConfig
+
+_SAME_ON_ALL = ("outer", "outer_optimizer")
+
+
+class LocalAggregation(WeighedAggregation):
+    """Synchronous for `--local-after` steps, then in rounds."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, model: LanguageModel, config: TrainConfig) -> None:
+        super().__init__(optimizer)
+        self._world, self._model, self._config = require_world(), model, config
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        outer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=1.0)  # takes the mean of the weights
+        if config.local == "diloco":
+            outer = diloco_optimizer(parameters, config.outer_lr, config.outer_momentum)
+        if config.local_after:
+            DistributedOptimizer(
+                optimizer, model.named_parameters(), compression=config.compression, strategy=config.strategy
+            )
+        self._rounds = Rounds(
+            model, optimizer, outer, sync_every=config.sync_every, fragments=config.fragments,
+            overlap_steps=config.overlap_steps, compression=config.outer_compression, level=config.local_level,
+            strategy=config.strategy,
+        )  # fmt: skip
+        self._in_rounds = False
+        self._local_steps = ExitStack()
+        self._targets = 0
+        if not config.local_after:
+            self._begin()
+
+    def _begin(self) -> None:
+        """From here on steps are local. Collective."""
+        self._in_rounds = True
+        if self._config.local_after:
+            self._local_steps.enter_context(self.optimizer.no_sync())
+        self._rounds.__enter__()
+
+    @property
+    def _is_distributed(self) -> bool:
+        """Whether gradients are averaged over ranks (before the rounds, or within a node)."""
+        return hasattr(self.optimizer, "weigh") and not (self._in_rounds and self._config.local_after)
+
+    @property
+    def shares(self) -> Sequence[float] | None:
+        """See `Aggregation`."""
+        return self._rounds.shares if self._config.pace == "proportional" else None
+
+    def backward(self, mean_loss: torch.Tensor, n_targets: int, *, is_last: bool) -> None:
+        """See `Aggregation`."""
+        self._targets += n_targets
+        if self._is_distributed:
+            super().backward(mean_loss, n_targets, is_last=is_last)
+        else:
+            (mean_loss * n_targets).backward()
+
+    def finish(self) -> None:
+        """See `Aggregation`, but that gradients differ between ranks in a round."""
+        if self._is_distributed:
+            super().finish()
+        elif self._targets:
+            gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+            torch._foreach_div_(gradients, float(self._targets))
+
+    def step(self) -> None:
+        """See `Aggregation`."""
+        if self._in_rounds:
+            self._rounds.count(self._targets)
+        self._targets = 0
+        self.optimizer.step()
+
+    def reached(self, step: int) -> None:
+        """See `Aggregation`."""
+        if not self._in_rounds and step >= self._config.local_after:
+            self._begin()
+        if step == self._config.steps:
+            self._rounds.synchronize()
+
+    def news(self) -> list[str]:
+        """See `Aggregation`."""
+        told, self._rounds.news = self._rounds.news, []
+        return told
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Aggregation`. On rank 0, which saves it; {} elsewhere."""
+        if not self._in_rounds:
+            return super().state_dict()
+        mine = {
+            "weights": dict(self._model.state_dict()),
+            "inner": self.optimizer.state_dict(),
+            "rounds": self._rounds.state_dict(),
+        }
+        if not self._world.is_root:
+            mine["rounds"] = {key: value for key, value in mine["rounds"].items() if key not in _SAME_ON_ALL}
+        tensors: dict[str, torch.Tensor] = {}
+        packed = pack(mine, tensors), tensors  # as copies, since pickling a view would pickle all that it is a view of
+        comm = self._world.comm
+        everyone: Any = comm.gather(packed) if comm is not None else gather_objects(self._world, packed)
+        if not self._world.is_root:
+            return {}
+        workers = [unpack(*worker) for worker in everyone]
+        inners = [worker.pop("inner") for worker in workers]
+        return {**inners[0], "workers": workers, "inners": inners[1:]}  # so that synchronous training can load it
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Aggregation`; takes what synchronous training saved, too."""
+        if "workers" not in state:
+            super().load_state_dict(state)
+            return
+        if not self._in_rounds:
+            self._begin()
+        workers, ranks, rank = state["workers"], self._world.size, self._world.rank
+        place = rank % len(workers)
+        self.optimizer.load_state_dict(state["inners"][place - 1] if place else state)
+        same = {key: workers[0]["rounds"][key] for key in _SAME_ON_ALL}
+        goes_on = len(workers) == ranks
+        self._rounds.load_state_dict({**workers[place]["rounds"], **same}, outer_only=not goes_on)
+        if goes_on:
+            self._model.load_state_dict(workers[place]["weights"])
+        else:
+            self._rounds.news.append(
+                f"saved by {len(workers)} workers with weights of their own, continued by {ranks} from the outer model"
+            )
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """See `Aggregation`."""
+        return self._rounds.outer_model() if self._in_rounds else nullcontext()
+
+    def whole(self) -> AbstractContextManager[None]:
+        """See `Aggregation`."""
+        return self.averaged()
+
+    def describe(self) -> list[str]:
+        """See `Aggregation`."""
+        config = self._config
+        every = f"{config.sync_every} steps" if str(config.sync_every).isdigit() else str(config.sync_every)
+        outer = "the mean of the ranks' weights"
+        if config.local == "diloco":
+            outer = f"a step of SGD, learning rate {config.outer_lr:g}, Nesterov momentum {config.outer_momentum:g}"
+        after = f", after {config.local_after} synchronous steps" if config.local_after else ""
+        lines = [f"--local {config.local}: rounds of {every}{after}, each ends with {outer}"]
+        if config.local_level == "nodes":
+            lines.append("the ranks of a node are one worker: they average gradients in every step")
+        if config.pace == "proportional":
+            lines.append("--pace proportional: each rank gets a part of the global batch in proportion to its speed")
+        return lines
+
+    def summarise(self) -> list[str]:
+        """See `Aggregation`."""
+        return self._rounds.statistics.lines()
+
+    def cost(self) -> tuple[float, float]:
+        """See `Aggregation`."""
+        sent, waited = super().cost() if hasattr(self.optimizer, "weigh") else (0.0, 0.0)
+        return sent + self._rounds.statistics.bytes_sent, waited + self._rounds.statistics.waited_s
