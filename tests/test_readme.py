@@ -80,8 +80,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name in filter(None, names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
-    for body in blocks("python"):
-        name = re.match(r"# (\w+\.py)\n", body)
+    for body in [*blocks("python"), *blocks("yaml")]:
+        name = re.match(r"# (\w+\.(py|yaml))\n", body)
         assert name, f"a script without a name: {body[:60]}"
         (folder / name[1]).write_text(body)
     yield folder

@@ -155,6 +155,7 @@ class Job:
                     lr=progress.learning_rate,
                     tokens_per_s=round(progress.tokens_per_s),
                     bytes_per_step=progress.bytes_per_step,
+                    tokens=self._tokens_seen(),
                 )
 
         def after_step(step: int) -> None:
@@ -269,6 +270,10 @@ class Job:
         self.reporter.say(f"step {step}  validation loss {self.validation_loss:.4f} {self.unit}")
         if metrics is not None:
             metrics.write(step, validation_loss=self.validation_loss, validation_targets=total.targets)
+
+    def _tokens_seen(self) -> int:
+        position = self.loop.position
+        return (position.epoch * len(self.samples) + position.consumed) * self.config.context
 
     def _in_unit(self, nats_per_token: float) -> float:
         return self.corpus.nats_per_byte(nats_per_token) if self._is_per_byte else nats_per_token
