@@ -30,6 +30,8 @@ _HOME = {
         ),
         "hvdkit.sharding",
     ),
+    "Ensemble": "hvdkit.merge",
+    "shapley_values": "hvdkit.merge",
     **dict.fromkeys(
         ("allgather_object", "broadcast_object", "broadcast_optimizer_state", "broadcast_parameters"),
         "hvdkit.runtime.dropin.functions",

@@ -25,7 +25,9 @@ def option(default: Any, text: str) -> Any:
 class TrainConfig:
     """Every option of `hvdkit train`; names on the command line have dashes where these have underscores."""
 
-    data: list[str] = option([], "files, folders, globs or package.module:function; default: Python's own sources")
+    data: list[str] = option(
+        [], "files, folders, globs, package.module:function or python:PART; default: Python's own sources"
+    )
     text_field: str = option("text", "field of JSON Lines records that holds the text")
     skip_bad: bool = option(False, "drop and count lines that cannot be read, instead of stopping")
     tokenizer: str = option("bytes", "bytes, bpe (trained on the training part) or a folder with tokenizer.json")
