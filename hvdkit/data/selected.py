@@ -39,5 +39,5 @@ def sample_range(samples: Samples, begin: int, end: int) -> SelectedSamples:
 
 
 def spread_samples(samples: Samples, count: int) -> SelectedSamples:
-    """`count` samples evenly spread over `samples`; all of them if there are no more."""
-    return SelectedSamples([samples], [np.arange(min(count, len(samples))) * len(samples) // min(count, len(samples))])
+    """`count` samples evenly spread over `samples`, each about equally often where `count` is more than there are."""
+    return SelectedSamples([samples], [np.arange(count) * len(samples) // count])

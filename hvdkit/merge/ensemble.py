@@ -7,16 +7,18 @@ probabilities, Lakshminarayanan et al. 2017, arXiv 1612.01474; of logits and by 
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hvdkit.collectives import Collectives, HorovodEngine, direct_collectives, why_no_direct
 from hvdkit.errors import MergeError
 from hvdkit.merge.tensor import computed_in
 from hvdkit.runtime import World, gather_objects, together
+
+if TYPE_CHECKING:
+    from hvdkit.collectives import Collectives
 
 Combine = Literal["probabilities", "logits", "vote", "concatenate"]
 
@@ -95,7 +97,9 @@ class Ensemble(nn.Module):
             raise MergeError(f"the submodels' outputs differ: {', '.join(str(shape) for shape, _ in found)}")
         return found[0][0], computed_in([dtype for _, dtype in found])
 
-    def _collectives(self) -> Collectives:
+    def _collectives(self) -> "Collectives":
+        from hvdkit.collectives import HorovodEngine, direct_collectives, why_no_direct
+
         if self._world.device.type != "cpu" or why_no_direct(self._world) is not None:
             return HorovodEngine(self._world)
         return direct_collectives(self._world)

@@ -17,9 +17,14 @@ def main(argv: list[str] | None = None) -> int:
     config = _read_quietly(words)
     with end_job_on_error():
         world = init()
-        from hvdkit.train.job import Job
+        if config.divide is None:
+            from hvdkit.train.job import Job
 
-        Job(world, config).run()
+            Job(world, config).run()
+        else:
+            from hvdkit.train.divide import DivideJob
+
+            DivideJob(world, config).run()
     return 0
 
 

@@ -16,7 +16,8 @@ def test_the_standard_library_is_divided_by_package_without_loss_or_overlap(worl
     found = find_domains([])
     assert [domain.name for domain in found] == ["asyncio", "idlelib", "encodings", "rest"]
     files = [find_sources([domain.data]) for domain in found]
-    assert all(files) and sorted((file for part in files for file in part), key=str) == sorted(standard_library(), key=str)
+    together = [file for part in files for file in part]
+    assert all(files) and sorted(together, key=str) == sorted(standard_library(), key=str)
     packages = [{file.label.split("/")[0] for file in part if "/" in file.label} for part in files]
     for number, mine in enumerate(packages):
         for other in packages[number + 1 :]:
@@ -62,5 +63,6 @@ def test_selected_samples_are_those_of_their_parts() -> None:
     with pytest.raises(IndexError):
         both.sample(8)
     assert [spread_samples(one, 2).sample(index)[0][0] for index in range(2)] == [0, 8]
-    assert len(spread_samples(one, 9)) == 5 and len(sample_range(one, 3, 5)) == 2
+    assert [spread_samples(one, 10).sample(index)[0][0] for index in range(10)] == [0, 0, 4, 4, 8, 8, 12, 12, 16, 16]
+    assert len(sample_range(one, 3, 5)) == 2
     assert sample_range(one, 3, 5).sample(0)[0][0] == 12
