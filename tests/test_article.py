@@ -11,7 +11,9 @@ from tests.jobs import run_program
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(2 * LIMIT_S)]
 
 LOOK_FOR = {"sharding 3": "by the formula, per rank", "sharding 1": "one copy of the weights for all ranks",
-            "straggler": "ring suits uneven", "collectives": "measured", "init-from": "done: 3 steps"}  # fmt: skip
+            "straggler": "ring suits uneven", "collectives": "measured", "init-from": "done: 3 steps",
+            "--divide": "mean of submodels", "Ensemble": "rank 1: tensor([[",
+            "--joint false": "coalitions evaluated"}  # fmt: skip
 
 
 def test_all_rows_are_found() -> None:

@@ -120,13 +120,13 @@ def test_each_submodel_learns_its_own_domain(world: World, shared_path: Path, do
 
 @pytest.mark.launch
 def test_any_number_of_ranks_gives_the_same(tmp_path: Path) -> None:
-    """Alone, fewer ranks than domains, and groups of several: 1, 2 and 4 ranks for 3 domains and for 2."""
-    for count in (3, 2):
+    """Alone, fewer ranks than domains, and groups of several: 1 and 2 ranks for 3 domains, 1 and 4 for 2."""
+    for count, more in ((3, 2), (2, 4)):
         data = write_domains(tmp_path, NAMES[:count])
         wanted: dict[str, list[float]] = {}
-        for ranks in (1, 2, 4):
+        for ranks in (1, more):
             out = tmp_path / f"{count}-{ranks}"
-            words = as_words(divided(data, out))
+            words = as_words(divided(data, out, merge_rules="average,task_arithmetic,greedy_soup"))
             said = succeed(run_ranks(ranks, "-m", "hvdkit.train", *words)).stdout
             found = rows(out)
             wanted = wanted or found

@@ -23,6 +23,6 @@ def draw_comparison(path: Path, domains: Sequence[str], rows: Sequence[Row], uni
     axes.invert_yaxis()
     axes.set(xlabel=f"held-out loss ({unit})", xlim=(0.9 * min(min(row.losses) for row in rows), None))
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.savefig(path, dpi=120)
     return True
