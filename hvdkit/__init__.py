@@ -30,8 +30,7 @@ _HOME = {
         ),
         "hvdkit.sharding",
     ),
-    "Ensemble": "hvdkit.merge",
-    "shapley_values": "hvdkit.merge",
+    **dict.fromkeys(("Ensemble", "shapley_values"), "hvdkit.merge"),
     **dict.fromkeys(
         ("allgather_object", "broadcast_object", "broadcast_optimizer_state", "broadcast_parameters"),
         "hvdkit.runtime.dropin.functions",
@@ -114,6 +113,8 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from hvdkit.compression import Compression as Compression
+    from hvdkit.merge import Ensemble as Ensemble
+    from hvdkit.merge import shapley_values as shapley_values
     from hvdkit.optim import DistributedOptimizer as DistributedOptimizer
     from hvdkit.runtime import World as World
     from hvdkit.runtime import current_world as current_world
