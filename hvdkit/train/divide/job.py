@@ -1,8 +1,8 @@
 """The whole path of divide and conquer, from configuration to the table that compares what came of it.
 
 Every phase is one training with a fresh optimizer and a learning rate schedule of its own. The common start and the
-joint model see as many tokens of each domain, all domains in each step; a submodel sees its own domain only. Held-out
-text is looked at for the table alone; scales and soups are chosen on a part of the training text that is set aside.
+joint model see as many tokens of each domain, all domains in each step; a submodel sees its own domain only. Nothing
+is chosen on held-out text: scales and soups are, on a part of the training text that is set aside.
 """
 
 from dataclasses import replace
