@@ -32,6 +32,7 @@ _HOME = {
         ),
         "hvdkit.sharding",
     ),
+    **dict.fromkeys(("Ensemble", "shapley_values"), "hvdkit.merge"),
     **dict.fromkeys(
         ("allgather_object", "broadcast_object", "broadcast_optimizer_state", "broadcast_parameters"),
         "hvdkit.runtime.dropin.functions",
@@ -116,6 +117,8 @@ if TYPE_CHECKING:
     from hvdkit.compression import Compression as Compression
     from hvdkit.local import DiLoCo as DiLoCo
     from hvdkit.local import LocalSGD as LocalSGD
+    from hvdkit.merge import Ensemble as Ensemble
+    from hvdkit.merge import shapley_values as shapley_values
     from hvdkit.optim import DistributedOptimizer as DistributedOptimizer
     from hvdkit.runtime import World as World
     from hvdkit.runtime import current_world as current_world

@@ -12,7 +12,9 @@ pytestmark = [pytest.mark.launch, pytest.mark.timeout(2 * LIMIT_S)]
 
 LOOK_FOR = {"sharding 3": "by the formula, per rank", "sharding 1": "one copy of the weights for all ranks",
             "straggler": "ring suits uneven", "collectives": "measured", "init-from": "done: 3 steps",
-            "--local": "of synchronous training's"}  # fmt: skip
+            "--local": "of synchronous training's",
+            "--divide": "mean of submodels", "Ensemble": "rank 1: tensor([[",
+            "--joint false": "coalitions evaluated"}  # fmt: skip
 
 
 def test_all_rows_are_found() -> None:

@@ -18,9 +18,11 @@ With workers: `DataLoader(BatchDataset(samples, sampler), batch_size=None, sampl
 from hvdkit.data.batches import IGNORED, Batch, CausalSamples, MaskedSamples, Samples
 from hvdkit.data.byte_tokens import ByteTokenizer
 from hvdkit.data.corpus import Corpus, CorpusConfig
+from hvdkit.data.domains import Domain, find_domains
 from hvdkit.data.loader import BatchDataset
 from hvdkit.data.prepare import prepare_corpus
 from hvdkit.data.sampler import Position, ShardedSampler, evaluation_indices
+from hvdkit.data.selected import SelectedSamples, join_samples, sample_range, spread_samples
 from hvdkit.data.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, save_tokenizer
 
 __all__ = [
@@ -31,14 +33,20 @@ __all__ = [
     "CausalSamples",
     "Corpus",
     "CorpusConfig",
+    "Domain",
     "MaskedSamples",
     "Position",
     "Samples",
+    "SelectedSamples",
     "ShardedSampler",
     "Tokenizer",
     "evaluation_indices",
+    "find_domains",
     "has_tokenizer",
+    "join_samples",
     "load_tokenizer",
     "prepare_corpus",
+    "sample_range",
     "save_tokenizer",
+    "spread_samples",
 ]

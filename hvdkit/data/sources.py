@@ -4,6 +4,9 @@ The order is that of the arguments, within a folder or glob that of the names, s
 the same. A file that several arguments reach comes once, where the first one put it. Each file has a `label`, its
 path relative to the folder (or to the part of the glob before the first wildcard), so that it does not depend on
 where that lies; labels decide which documents are held out.
+
+`python:NAME` is a part of Python's standard library, by package: one of `PYTHON_PARTS`, named after its first, or
+`python:rest`.
 """
 
 import glob
@@ -20,6 +23,15 @@ from hvdkit.errors import DataError
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
 _NOT_STANDARD_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "lib-dynload"})
 _SNIFFED_BYTES = 8192
+_PREFIX, _REST = "python:", "rest"
+
+PYTHON_PARTS: dict[str, tuple[str, ...]] = {
+    "asyncio": ("asyncio", "concurrent", "email", "html", "http", "json", "multiprocessing", "urllib", "wsgiref", "xml",
+                "xmlrpc"),
+    "idlelib": ("idlelib", "curses", "tkinter", "turtledemo"),
+    "encodings": ("encodings",),
+}  # fmt: skip
+"""Packages that are about one thing: networks and their formats, windows, and tables of characters."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +62,7 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
         return list(standard_library())
     found: dict[object, Source] = {}
     for argument in arguments:
-        sources = [TextFunction(argument)] if names_function(argument) else _files(argument)
-        for source in sources:
+        for source in _sources(argument):
             # Twice the same text could stand on both sides of the held-out split.
             identity = source.path.resolve() if isinstance(source, TextFile) else source
             found.setdefault(identity, source)
@@ -67,10 +78,29 @@ def standard_library() -> list[TextFile]:
     return files
 
 
+def python_parts() -> list[str]:
+    """The arguments that divide Python's standard library by package; together they are all of it, each file once."""
+    return [f"{_PREFIX}{name}" for name in (*PYTHON_PARTS, _REST)]
+
+
 def is_text(path: Path) -> bool:
     """Whether `path` holds no zero byte near its beginning, which is how git and grep tell text from the rest."""
     with path.open("rb") as file:
         return b"\0" not in file.read(_SNIFFED_BYTES)
+
+
+def _sources(argument: str) -> Sequence[Source]:
+    if argument.startswith(_PREFIX) and not Path(argument).exists():
+        if argument not in python_parts():
+            raise DataError(f"--data {argument}: there is no such part; use one of {', '.join(python_parts())}")
+        name = argument.removeprefix(_PREFIX)
+        return [file for file in standard_library() if _part_of(file) == name]
+    return [TextFunction(argument)] if names_function(argument) else _files(argument)
+
+
+def _part_of(file: TextFile) -> str:
+    package, _, inner = file.label.partition("/")
+    return next((name for name, packages in PYTHON_PARTS.items() if inner and package in packages), _REST)
 
 
 def _files(argument: str) -> Sequence[TextFile]:

@@ -18,9 +18,14 @@ def main(argv: list[str] | None = None) -> int:
     with end_job_on_error():
         # Averaging gradients within a node takes a process set per node.
         world = init(process_sets="dynamic" if config.local_level == "nodes" else None)
-        from hvdkit.train.job import Job
+        if config.divide is None:
+            from hvdkit.train.job import Job
 
-        Job(world, config).run()
+            Job(world, config).run()
+        else:
+            from hvdkit.train.divide import DivideJob
+
+            DivideJob(world, config).run()
     return 0
 
 

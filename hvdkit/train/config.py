@@ -26,7 +26,9 @@ def option(default: Any, text: str) -> Any:
 class TrainConfig:
     """Every option of `hvdkit train`; names on the command line have dashes where these have underscores."""
 
-    data: list[str] = option([], "files, folders, globs or package.module:function; default: Python's own sources")
+    data: list[str] = option(
+        [], "files, folders, globs, package.module:function or python:PART; default: Python's own sources"
+    )
     text_field: str = option("text", "field of JSON Lines records that holds the text")
     skip_bad: bool = option(False, "drop and count lines that cannot be read, instead of stopping")
     tokenizer: str = option("bytes", "bytes, bpe (trained on the training part) or a folder with tokenizer.json")
@@ -90,6 +92,20 @@ class TrainConfig:
     )
     seed: int = option(0, "of initial weights, order of samples, and dropout")
 
+    divide: list[str] | None = option(
+        None,
+        "train a submodel on each of these folders, globs or files (none: the parts of Python's library), merge them "
+        "and compare; a step of each takes batch-size sequences, however many ranks share it",
+    )
+    common_steps: int | None = option(
+        None, "with --divide: the first of --steps, in which all train the common start (default: half of them)"
+    )
+    merge_rules: str = option(
+        "average,karcher,task_arithmetic,ties,dare_ties,model_stock,greedy_soup",
+        "with --divide: how submodels are merged, names with commas",
+    )
+    joint: bool = option(True, "with --divide: also train one model on all the text, on as many tokens")
+
     eval_every: int = option(100, "steps between evaluations; 0 for only at the end")
     eval_batches: int = option(64, "validation batches (of batch_size sequences, over all ranks); 0 for all")
     log_every: int = option(10, "steps between lines of progress")
@@ -110,6 +126,7 @@ class TrainConfig:
         ]
         if faults:
             raise ConfigError("; ".join(faults))
+        self._check_divide()
         _ = self.corpus  # checks its own options
 
     def _rules(self) -> list[tuple[str, str, bool]]:
@@ -134,11 +151,31 @@ class TrainConfig:
             ),
         ]
 
+    def _check_divide(self) -> None:
+        if self.divide is None:
+            return
+        if self.data:
+            raise ConfigError(f"--divide names the text, a domain each: move {' '.join(self.data)} there from --data")
+        if self.resume or self.sharding or self.tensorboard or self.scaling not in ("weak", "strong"):
+            raise ConfigError(
+                "--divide goes with none of --resume, --sharding, --tensorboard, and no --scaling of rates"
+            )
+        if not 0 <= self.steps_together < self.steps:
+            raise ConfigError(
+                f"--common-steps {self.common_steps} must be 0 or more, and less than --steps {self.steps}: the rest "
+                "trains the submodels"
+            )
+
+    @property
+    def steps_together(self) -> int:
+        """With `divide`: the steps of the common start."""
+        return self.steps // 2 if self.common_steps is None else self.common_steps
+
     @property
     def corpus(self) -> CorpusConfig:
         """The part that `hvdkit.data` owns."""
         return CorpusConfig(
-            data=tuple(self.data),
+            data=tuple(self.divide or self.data),
             text_field=self.text_field,
             skip_bad=self.skip_bad,
             tokens=self.tokenizer,
@@ -190,9 +227,10 @@ def make_parser(name: str, description: str, defaults: Path | None = None) -> "j
 def add_options(parser: "jsonargparse.ArgumentParser", kind: type[Any]) -> None:
     """An option for each field of the dataclass `kind`, whose fields come from `option`."""
     for item in fields(kind):
-        more: dict[str, Any] = {"nargs": "*"} if item.name == "data" else {}
+        takes_several = item.name in ("data", "divide")
+        more: dict[str, Any] = {"nargs": "*"} if takes_several else {}
         default = item.default_factory() if callable(item.default_factory) else item.default
-        kind_of: Any = str if item.name == "data" else item.type
+        kind_of: Any = str if takes_several else item.type
         flag = f"--{item.name.replace('_', '-')}"
         if item.type is bool:
             more, kind_of = {"nargs": "?", "const": True}, bool

@@ -78,7 +78,8 @@ def _shares(world: World, config: TrainConfig) -> bool:
     return config.sharding in (1, 2) and can_share_weights(world, config.strategy)
 
 
-def _check_aggregation(world: World, config: TrainConfig) -> None:
+def check_aggregation(world: World, config: TrainConfig) -> None:
+    """Raise ConfigError if gradients cannot be brought together in this world as `config` wants."""
     from hvdkit.optim.compression import parse_compression
     from hvdkit.optim.distributed import check_strategy
 
@@ -101,7 +102,7 @@ class Job:
 
     def __init__(self, world: World, config: TrainConfig, aggregate: Aggregate = aggregate_with_hvdkit) -> None:
         self.world, self.config = world, config
-        _check_aggregation(world, config)
+        check_aggregation(world, config)
         torch.set_num_threads(config.threads or world.threads)
         self.resumed = together(world, lambda: _load(config.resume)) if config.resume else None
         if self.resumed and self.resumed.state["step"] >= config.steps:
@@ -111,7 +112,7 @@ class Job:
             )
         init_from = self.resumed.model if self.resumed else config.init_from
         source = together(world, lambda: find_model(Path(init_from))) if init_from else None
-        tokenizer = together(world, lambda: _tokenizer_of(source))
+        tokenizer = together(world, lambda: tokenizer_of(source))
         self.reporter = Reporter(world.is_root, launch_info().is_launched, config.steps, self._saved("step", 0))
         self.corpus = prepare_corpus(
             world, config.corpus, context=config.context, say=self.reporter.say, tokenizer=tokenizer
@@ -201,21 +202,10 @@ class Job:
         return saved
 
     def _build(self, source: Path | None) -> LanguageModel:
-        tokenizer = self.corpus.tokenizer
-        dtype = torch.float64 if self.config.precision == "float64" else torch.float32
-        if source is not None and not self.resumed:
-            model = load_model(source).to(dtype)
-        elif self.resumed and (self.config.init_from or Path(self.config.model).is_dir()):
-            model = load_model(self.resumed.model).to(dtype)
-        else:
-            model = build_model(self.config.model, tokenizer.vocab_size, self.config.context, tokenizer).to(dtype)
-            if self.resumed:
-                load_weights(model, self.resumed.model)
-        if model.vocab_size < tokenizer.vocab_size or model.context < self.config.context:
-            raise CheckpointError(
-                f"{source}: its model takes {model.vocab_size} token ids and sequences of {model.context}, the run has "
-                f"{tokenizer.vocab_size} and {self.config.context}; use --context {model.context} or less"
-            )
+        is_own = self.resumed and not (self.config.init_from or Path(self.config.model).is_dir())
+        model = initial_model(self.config, self.corpus.tokenizer, None if is_own else source)
+        if self.resumed and is_own:
+            load_weights(model, self.resumed.model)
         return model.to(self.world.device)
 
     def _choose_as(self, checkpoint: Checkpoint) -> None:
@@ -342,8 +332,24 @@ def _load(path: str | None) -> Checkpoint:
     return load_checkpoint(find_checkpoint(Path(str(path))))
 
 
-def _tokenizer_of(source: Path | None) -> Tokenizer | None:
+def tokenizer_of(source: Path | None) -> Tokenizer | None:
+    """The tokenizer of the model in the folder `source`, if it has one."""
     return load_tokenizer(source) if source is not None and has_tokenizer(source) else None
+
+
+def initial_model(config: TrainConfig, tokenizer: Tokenizer, source: Path | None) -> LanguageModel:
+    """The model that training starts from, on the CPU: that in the folder `source`, or a new one, with weights from
+    torch's generator. Raises CheckpointError if it does not take the run's tokens and sequences."""
+    if source is not None:
+        model = load_model(source)
+    else:
+        model = build_model(config.model, tokenizer.vocab_size, config.context, tokenizer)
+    if model.vocab_size < tokenizer.vocab_size or model.context < config.context:
+        raise CheckpointError(
+            f"{source}: its model takes {model.vocab_size} token ids and sequences of {model.context}, the run has "
+            f"{tokenizer.vocab_size} and {config.context}; use --context {model.context} or less"
+        )
+    return model.to(torch.float64 if config.precision == "float64" else torch.float32)
 
 
 def make_optimizer(model: LanguageModel, config: TrainConfig) -> torch.optim.Optimizer:

@@ -40,7 +40,7 @@ def over_ranks(world: World, mine: LossSum) -> LossSum:
     return LossSum(sum(nats for nats, _ in parts), sum(targets for _, targets in parts))
 
 
-def mean_loss(model: LanguageModel, batch: Batch, autocast: bool = False) -> torch.Tensor:
+def mean_loss(model: torch.nn.Module, batch: Batch, autocast: bool = False) -> torch.Tensor:
     """Mean cross-entropy over the batch's targets: () of the logits' dtype (float32 under autocast)."""
     device = batch.inputs.device.type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):

@@ -33,8 +33,8 @@ def make_run_folder(world: World, out: str | None) -> Path:
 
 
 def saved_config(path: Path) -> Path | None:
-    """The configuration file of a run, given the run's folder or that of one of its checkpoints; None if none."""
-    for folder in (path, path.parent.parent):
+    """The configuration file of a run, given the run's folder or that of a checkpoint or model in it; None if none."""
+    for folder in (path, path.parent, path.parent.parent):
         if (folder / "config.yaml").is_file():
             return folder / "config.yaml"
     return None

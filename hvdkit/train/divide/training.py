@@ -1,0 +1,53 @@
+"""One model trained by one group of ranks: by all of them, or a submodel by a few."""
+
+import time
+
+import torch
+
+from hvdkit.data import Position, Samples
+from hvdkit.models import LanguageModel
+from hvdkit.optim import DistributedOptimizer
+from hvdkit.runtime import RankGroup, World
+from hvdkit.runtime.dropin.functions import broadcast_parameters
+from hvdkit.runtime.engine import horovod
+from hvdkit.train.aggregation import WeighedAggregation
+from hvdkit.train.config import TrainConfig
+from hvdkit.train.job import make_optimizer
+from hvdkit.train.loop import Loop, Progress
+from hvdkit.train.report import Reporter, duration
+
+
+def train_apart(
+    group: RankGroup, config: TrainConfig, model: LanguageModel, samples: Samples, reporter: Reporter
+) -> None:
+    """Train `model`, which has the same weights on all ranks of `group`, by these alone. Collective over them."""
+    _train(group.world, group, config, model, samples, Position(), reporter)
+
+
+def train_together(
+    world: World, config: TrainConfig, model: LanguageModel, samples: Samples, start: Position, reporter: Reporter
+) -> Position:
+    """Train `model` by all ranks, from rank 0's weights; returns how far in `samples` it came. Collective."""
+    broadcast_parameters(model.state_dict(), root_rank=0)
+    return _train(world, horovod().global_process_set, config, model, samples, start, reporter)
+
+
+def _train(
+    world: World, process_set: object, config: TrainConfig, model: LanguageModel, samples: Samples, start: Position,
+    reporter: Reporter,
+) -> Position:  # fmt: skip
+    def report(progress: Progress) -> None:
+        reporter.progress(progress.step, progress.advanced, progress.loss, "nats/token", progress.tokens_per_s)
+
+    optimizer = DistributedOptimizer(
+        make_optimizer(model, config), model.named_parameters(), compression=config.compression,
+        strategy=config.strategy, process_set=process_set,
+    )  # fmt: skip
+    loop = Loop(world, config, model, WeighedAggregation(optimizer), samples, position=start)
+    torch.manual_seed(config.seed + 1 + world.rank)
+    begun = time.perf_counter()
+    reporter.begin()
+    loop.run(report, lambda step: None)
+    reporter.close()
+    reporter.say(f"  done in {duration(time.perf_counter() - begun)}")
+    return loop.position
