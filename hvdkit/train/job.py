@@ -157,6 +157,7 @@ class Job:
                     tokens_per_s=round(progress.tokens_per_s),
                     bytes_per_step=progress.bytes_per_step,
                     tokens=self._tokens_seen(),
+                    seconds=round(self.loop.timing.seconds, 3),
                 )
 
         def after_step(step: int) -> None:
@@ -259,7 +260,8 @@ class Job:
         self.validation_loss = self._in_unit(total.mean())
         self.reporter.say(f"step {step}  validation loss {self.validation_loss:.4f} {self.unit}")
         if metrics is not None:
-            metrics.write(step, validation_loss=self.validation_loss, validation_targets=total.targets)
+            seconds = round(self.loop.timing.seconds, 3)  # of training, without this
+            metrics.write(step, validation_loss=self.validation_loss, validation_targets=total.targets, seconds=seconds)
 
     def _tokens_seen(self) -> int:
         position = self.loop.position
