@@ -51,6 +51,8 @@ help:
 	@echo "make bench-compression  what compressed gradients cost in loss and save in bytes"
 	@echo "make bench-sharding   a step with a sharded model beside DDP's and FSDP2's"
 	@echo "make bench-plan       what hvdkit plan says of memory and time beside what training takes"
+	@echo "make bench-merge      merging models on disk beside mergekit and beside copying their bytes"
+	@echo "make bench-local      DiLoCo and Local SGD beside synchronous training: loss, bytes, time on a slow link"
 	@echo "make article          every command of ARTICLE.md"
 	@echo "make clean            remove $(VENV) and build products"
 

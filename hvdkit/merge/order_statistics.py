@@ -31,6 +31,15 @@ def order_statistics(passes: Passes, ranks: Sequence[Sequence[int]], dtype: torc
     return [[search.value(dtype) for search in row] for row in searches]
 
 
+def by_sorting(vectors: torch.Tensor, ranks: Sequence[Sequence[int]]) -> list[list[float]]:
+    """The same of short tensors that are here whole: (M, n)."""
+    found = []
+    for vector, ranks_of_one in zip(vectors, ranks, strict=True):
+        by_size = vector.abs().sort(descending=True).values if ranks_of_one else vector
+        found.append([float(by_size[rank - 1]) for rank in ranks_of_one])
+    return found
+
+
 class _Search:
     """What is known of one order statistic: its upper digits of 16 bits, and its rank among the elements with these."""
 

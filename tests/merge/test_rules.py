@@ -10,7 +10,7 @@ import torch
 from hvdkit.errors import MergeError
 from hvdkit.merge import RULES, Settings, merge_states
 from hvdkit.merge.blocks import BLOCK_ELEMENTS, Grid
-from hvdkit.merge.order_statistics import order_statistics
+from hvdkit.merge.order_statistics import by_sorting, order_statistics
 from hvdkit.merge.sparsify import SPARSIFIERS, Place
 from tests.merge.references import reference
 
@@ -146,6 +146,7 @@ def test_order_statistics_of_blocks(dtype: torch.dtype) -> None:
     values[0, 7] = torch.finfo(dtype).tiny / 4
     ranks = [(1, 2, 500, 999, 1000), (1, 650, 950, 951)]
     found = order_statistics(lambda: values.split(300, dim=1), ranks, dtype)
+    assert found == by_sorting(values, ranks)
     for row, ranks_of_one, found_of_one in zip(values, ranks, found, strict=True):
         by_size = row.abs().sort(descending=True).values
         assert found_of_one == [float(by_size[rank - 1]) for rank in ranks_of_one]
