@@ -20,7 +20,7 @@ def main() -> None:
         subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         for words in commands
     ]
-    peak = 0
+    peak, last = 0, ""
     for job in jobs:
         assert job.stdout is not None
         printed = job.stdout.read()
@@ -28,11 +28,12 @@ def main() -> None:
         job.returncode = os.waitstatus_to_exitcode(status)
         if status:
             sys.exit(f"status {job.returncode}\n{printed}")
+        last = (printed.splitlines() or [""])[-1]
         peak = max(peak, usage.ru_maxrss * 1024)
     for path in out.rglob("*"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    print(json.dumps({"s": time.perf_counter() - start, "bytes": peak}))
+    print(json.dumps({"s": time.perf_counter() - start, "bytes": peak, "last_line": last}))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import torch
 
+from hvdkit.data.named_function import import_function
 from hvdkit.data.progress import Say
+from hvdkit.errors import ConfigError
 from hvdkit.merge.execute import merge_files
 from hvdkit.merge.plan import expanded, make_plan
 from hvdkit.merge.recipe import Recipe, read_recipe
 from hvdkit.merge.rules import RULES
 from hvdkit.merge.sight import look
+from hvdkit.merge.soup_of_files import choose_members
 from hvdkit.merge.tensor import memory_bytes
 from hvdkit.runtime import World, end_job_on_error, init, together
 
@@ -29,8 +32,11 @@ def main(argv: list[str] | None = None) -> int:
         if options.dry_run:
             _show(world, recipe, say)
         else:
+            if recipe.rule == "greedy_soup":
+                metric = together(world, lambda: import_function(str(recipe.metric), ConfigError))
+                recipe = choose_members(world, recipe, metric, options.out, say)
             merge_files(world, recipe, options.out, say)
-            say(f"merged {len(recipe.models)} submodels into {options.out} in {time.perf_counter() - started:.1f} s")
+            say(f"merged {len(recipe.models)} submodels into {options.out} in {time.perf_counter() - started:.2f} s")
     return 0
 
 

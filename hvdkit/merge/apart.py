@@ -20,7 +20,7 @@ from hvdkit.merge.lanes import Bytes, lanes_of, typed
 from hvdkit.merge.output import OutputFiles
 from hvdkit.merge.plan import Plan, Task
 from hvdkit.merge.sight import Sight
-from hvdkit.merge.tensor import Read, TensorMerge, computed_in
+from hvdkit.merge.tensor import Read, Scratch, TensorMerge, computed_in
 from hvdkit.runtime import World, gather_objects, raise_together, share_object, together
 
 
@@ -44,7 +44,7 @@ def _merge(world: World, task: Task, plan: Plan, sight: Sight, files: OutputFile
     of_base = [_dtype(sight, -1, task.name)] if base is not None else []
     merge = TensorMerge(
         task.name, task.out.shape, computed_in([*dtypes, *of_base]), task.settings,
-        [_read(sight, number, task.name) for number in task.models], base,
+        [_read(sight, number, task.name) for number in task.models], base, Scratch(),
         [*(plan.recipe.models[number].path for number in task.models), str(plan.recipe.base)],
     )  # fmt: skip
     faults: list[Exception] = []

@@ -24,7 +24,7 @@ from hvdkit.merge.output import OutputFiles, output_folder
 from hvdkit.merge.plan import Plan, Task, make_plan
 from hvdkit.merge.recipe import Recipe
 from hvdkit.merge.sight import Sight, look
-from hvdkit.merge.tensor import Read, TensorMerge, computed_in
+from hvdkit.merge.tensor import Read, Scratch, TensorMerge, computed_in
 from hvdkit.runtime import World, gather_objects, share_object, together
 
 RECORD_FILE = "merge.json"
@@ -82,13 +82,14 @@ def _merge_share(world: World, plan: Plan, sight: Sight, files: OutputFiles | No
     assert files is not None
     share = plan.shares(world.size)[world.rank]
     progress = Progress("merging", sum(task.out.n_bytes for task in share), say)
+    scratch = Scratch()
     for task in share:
-        for start, values in _merged(task, plan, sight):
+        for start, values in _merged(task, plan, sight, scratch):
             files.write(task.name, start, values)
             progress.advance(values.numel() * task.out.dtype.itemsize)
 
 
-def _merged(task: Task, plan: Plan, sight: Sight) -> Iterator[tuple[int, torch.Tensor]]:
+def _merged(task: Task, plan: Plan, sight: Sight, scratch: Scratch) -> Iterator[tuple[int, torch.Tensor]]:
     submodels = [(plan.recipe.models[number].path, sight.mine[number]) for number in task.models]
     reads = {path: _read(submodel, task.name) for path, submodel in submodels}
     if task.settings is None:
@@ -100,7 +101,7 @@ def _merged(task: Task, plan: Plan, sight: Sight) -> Iterator[tuple[int, torch.T
     names = [path for path, _ in submodels]
     merge = TensorMerge(
         task.name, task.out.shape, computed_in(dtypes), task.settings,
-        [_read(submodel, task.name) for _, submodel in submodels], base, [*names, str(plan.recipe.base)],
+        [_read(submodel, task.name) for _, submodel in submodels], base, scratch, [*names, str(plan.recipe.base)],
     )  # fmt: skip
     for block, values in merge.merged():
         yield block.start, values

@@ -12,8 +12,8 @@ import torch
 from hvdkit.errors import ConfigError, MergeError
 from hvdkit.merge.files import Info
 from hvdkit.merge.output import Layout
-from hvdkit.merge.recipe import Model, Override, Recipe
-from hvdkit.merge.rules import RULES
+from hvdkit.merge.recipe import AVERAGES, Model, Override, Recipe
+from hvdkit.merge.rules import RULES, Rule
 from hvdkit.merge.settings import Settings
 from hvdkit.merge.weights import at_depth, exponential_weights, recorded_weights
 
@@ -82,7 +82,7 @@ def expanded(recipe: Recipe) -> Recipe:
         weights = recorded_weights([Path(model.path) for model in models], recipe.weigh_by)
     if weights:
         models = [replace(model, weight=(weight,)) for model, weight in zip(models, weights, strict=True)]
-    return replace(recipe, models=tuple(models), rule="average" if recipe.rule == "ema" else recipe.rule)
+    return replace(recipe, models=tuple(models))
 
 
 def make_plan(recipe: Recipe, infos: Sequence[Mapping[str, Info] | None]) -> Plan:
@@ -143,7 +143,7 @@ class _Maker:
     def _settings(self, name: str, having: Sequence[int], has_base: bool) -> Settings | None:
         recipe = self._recipe
         override = next((item for item in recipe.tensors if _matches(item, name)), Override())
-        rule = RULES["average" if override.rule == "ema" else override.rule or recipe.rule]
+        rule = _rule(override.rule or recipe.rule)
         if rule.has_base and not has_base:
             if self._recipe.missing == "error":
                 self.faults.append(f"{name}: the base {recipe.base} lacks it (missing: leave_out averages it)")
@@ -180,6 +180,10 @@ class _Maker:
         for number, item in enumerate(self._recipe.tensors):
             if not any(_matches(item, name) for name in self.names):
                 raise ConfigError(f"tensors[{number}]: no tensor matches {item.match!r}, layers {item.layers}")
+
+
+def _rule(name: str) -> Rule:
+    return RULES["average" if name in AVERAGES else name]
 
 
 def layer_of(name: str) -> int | None:

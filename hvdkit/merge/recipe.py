@@ -1,6 +1,7 @@
 """Recipes: what a merge is made of, in YAML, checked as a whole before any work.
 
-rule: ties                       # a name of RULES, or ema: the average over checkpoints, later ones counting more
+rule: ties                       # a name of RULES; ema: the average over checkpoints, later ones counting more;
+                                 # greedy_soup: the average of those that make a metric no worse
 base: runs/start                 # for rules on task vectors
 models:                          # any number; * in a path stands for several, in order of their names
   - path: runs/law
@@ -29,6 +30,8 @@ from hvdkit.merge.rules import RULES
 Numbers = tuple[float, ...]
 """One number, or several that are a gradient over the layers."""
 
+AVERAGES = ("ema", "greedy_soup")
+"""Rules that find weights or submodels for `average`."""
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -70,6 +73,8 @@ class Recipe:
     seed: int = 0
     decay: float = 0.5
     """Of `ema`: how much of the average so far stays when the next checkpoint comes."""
+    metric: str | None = None
+    """Of `greedy_soup`: package.module:function, which gets a model folder and returns a number, lower is better."""
     weigh_by: str = "given"
     """given, tokens (that a run of hvdkit saw), or validation_loss (in proportion to exp(-loss) of a run)."""
     missing: str = "error"
@@ -115,6 +120,7 @@ class _Reader:
         kinds: dict[str, Callable[[Any, str], Any]] = {
             "models": self._models, "rule": self._rule, "base": self._text, "scale": self._number,
             "gamma": self._number, "epsilon": self._number, "seed": self._whole, "decay": self._share,
+            "metric": self._text,
             "weigh_by": self._one_of("given", "tokens", "validation_loss"),
             "missing": self._one_of("error", "leave_out"), "dtype": self._one_of(*DTYPES),
             "shard_bytes": self._n_bytes, "files_from": self._text, "tensors": self._overrides,
@@ -131,11 +137,15 @@ class _Reader:
                 self.faults.append(
                     f"tensors[{number}].weights: {len(override.weights)} weights for {len(recipe.models)} submodels"
                 )
+        if (recipe.rule == "greedy_soup") != (recipe.metric is not None):
+            self.faults.append("metric: package.module:function belongs to the rule greedy_soup, which needs it")
         needing = [
             rule
             for rule in (recipe.rule, *(item.rule for item in recipe.tensors))
             if rule in RULES and RULES[rule].has_base
         ]
+        if recipe.scale != 1 and not needing:
+            self.faults.append(f"scale: is of task vectors, which {recipe.rule} does not make")
         if needing and recipe.base is None:
             self.faults.append(f"base: {needing[0]} merges task vectors, and needs the model that they start from")
         return recipe
@@ -216,7 +226,7 @@ class _Reader:
         return tuple(self._numbers(item, where) for item in self._list(value, where))
 
     def _rule(self, value: Any, where: str) -> str:
-        return self._one_of(*RULES, "ema")(value, where)
+        return self._one_of(*RULES, *AVERAGES)(value, where)
 
     def _layers(self, value: Any, where: str) -> tuple[int, int]:
         found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))

@@ -7,6 +7,7 @@ best submodel under the metric that it is made by.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
@@ -16,22 +17,27 @@ from hvdkit.merge.states import State, merge_states
 Metric = Callable[[State], float]
 """Lower is better; NaN is worse than anything. Over ranks it must give the same on all."""
 
+S = TypeVar("S")
+
 
 @dataclass(frozen=True)
-class Soup:
+class Soup(Generic[S]):
     """What was kept, in the order in which it was tried, and its average."""
 
-    state: dict[str, torch.Tensor]
+    state: S
     kept: tuple[int, ...]
     metric: float
 
 
-def greedy_soup(
-    states: Sequence[State], metric: Metric, merge: Callable[[Sequence[State]], dict[str, torch.Tensor]] = merge_states
-) -> Soup:
-    """The greedy soup of `states`. 2M - 1 calls of `metric`, collective if `metric` is.
+def greedy_soup(states: Sequence[State], metric: Metric) -> Soup[dict[str, torch.Tensor]]:
+    """The greedy soup of `states`. 2M - 1 calls of `metric`, collective if `metric` is. Raises as `cook`."""
+    return cook([dict(state) for state in states], metric, merge_states)
 
-    `merge` makes the average of some of them. Of submodels equally good the first is tried first; one that leaves the
+
+def cook(states: Sequence[S], metric: Callable[[S], float], merge: Callable[[Sequence[S]], S]) -> Soup[S]:
+    """The greedy soup of submodels in whatever form: `merge` makes the average of some of them.
+
+    Of submodels equally good the first is tried first; one that leaves the
     metric as it was is kept. Raises MergeError if the metric of no submodel is a number.
     """
     alone = [_number(metric(state)) for state in states]

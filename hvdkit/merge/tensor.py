@@ -6,7 +6,7 @@ sparsifiers that keep the largest elements take two more passes (four in float64
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,6 +33,19 @@ def computed_in(dtypes: Iterable[torch.dtype]) -> torch.dtype:
     return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
+class Scratch:
+    """Memory for one block at a time, used again for every block and tensor: it stays in the cache."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def room(self, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        """(rows, columns) of any values, until the next call."""
+        if self._memory.dtype != dtype or self._memory.numel() < rows * columns:
+            self._memory = torch.empty(rows * columns, dtype=dtype)
+        return self._memory[: rows * columns].view(rows, columns)
+
+
 def memory_bytes(models: int) -> int:
     """About what merging takes beside the tensors' files: float32 blocks, what is read, counts of order statistics."""
     return (models + 1) * 8 * BLOCK_ELEMENTS + models * 2**19 + 6 * 4 * BLOCK_ELEMENTS
@@ -49,6 +62,7 @@ class TensorMerge:
     models: Sequence[Read]
     base: Read | None = None
     """Of the tensor that the submodels come from; only for rules on task vectors."""
+    scratch: "Scratch" = field(default_factory=lambda: Scratch())
     origins: Sequence[str] = ()
     """What errors call the submodels and the base; by default their numbers."""
 
@@ -125,8 +139,8 @@ class TensorMerge:
         return torch.from_numpy(linear).to(self.dtype)
 
     def _buffer(self, rows: int) -> torch.Tensor:
-        """Room for a block of so many tensors: used again for each block, it stays in the cache."""
-        return torch.empty(rows, min(BLOCK_ELEMENTS, self.grid.count), dtype=self.dtype)
+        """Room for a block of so many tensors."""
+        return self.scratch.room(rows, min(BLOCK_ELEMENTS, self.grid.count), self.dtype)
 
     def _rows(self, block: Block, buffer: torch.Tensor) -> torch.Tensor:
         """The submodels' elements and, for rules on task vectors, the base's: (M or M + 1, n) in `buffer`."""

@@ -13,10 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
+from hvdkit.merge import merge_states
 from hvdkit.train.metrics import read_metrics
 from tests.cluster.hosts import Host
 from tests.jobs import ROOT, run_program, succeed
+from tests.merge.submodels import read, tensors_of, write_family
 
 pytestmark = [pytest.mark.hosts, pytest.mark.launch]
 
@@ -85,6 +89,41 @@ def test_training_is_the_same_as_on_one_host(hosts: list[Host], tmp_path: Path) 
         for name in ("one", "two")
     ]
     assert len(losses[0]) >= 5 and losses[1] == pytest.approx(losses[0], rel=1e-12)
+
+
+@pytest.mark.parametrize("stage", ["1", "3"])
+def test_a_model_cut_over_hosts_trains_the_same(stage: str, hosts: list[Host], tmp_path: Path) -> None:
+    options = ["--data", "LICENSE", "--model", "gpt-toy", "--context", "32", "--batch-size", "2", "--steps", "4",
+               "--log-every", "1", "--precision", "float64", "--sample-tokens", "0"]  # fmt: skip
+    train = [sys.executable, "-m", "hvdkit.train", *options]
+    cut = [*train, "--sharding", stage, "--out", tmp_path / "cut"]
+    assert "4 ranks on 2 hosts" in succeed(run_on(hosts[0], *LAUNCH["horovodrun --mpi"], *cut)).stdout
+    succeed(run_on(hosts[0], "horovodrun", "--mpi", "-np", "4", *train, "--out", tmp_path / "whole"))
+    losses = [
+        [item[key] for item in read_metrics(tmp_path / name) for key in ("loss", "validation_loss") if key in item]
+        for name in ("whole", "cut")
+    ]
+    assert len(losses[0]) >= 5 and losses[1] == pytest.approx(losses[0], rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["horovodrun --mpi", "horovodrun --gloo"])
+def test_submodels_on_different_hosts_merge(name: str, hosts: list[Host], tmp_path: Path) -> None:
+    """Each host has one submodel on a disk of its own; only the first sees where the result goes."""
+    base, *models = write_family(tmp_path / "family", 2)
+    places = [f"/dev/shm/{path.name}" for path in models]
+    for host, path, place in zip(hosts, models, places, strict=True):
+        succeed(run_program(host.enter("cp", "-r", path, place)))
+    recipe = tmp_path / "recipe.yaml"
+    content = {"rule": "ties", "base": str(base), "models": [{"path": place, "density": 0.5} for place in places]}
+    recipe.write_text(yaml.safe_dump(content))
+    merge = [sys.executable, "-m", "hvdkit.merge", recipe, "--out", "/dev/shm/merged"]
+    succeed(run_on(hosts[0], *LAUNCH[name], *merge))
+    succeed(run_program(hosts[0].enter("cp", "-r", "/dev/shm/merged", tmp_path / "merged")))
+    for host in hosts:
+        succeed(run_program(host.enter("rm", "-r", "-f", *places, "/dev/shm/merged")))
+    wanted = merge_states([tensors_of(1), tensors_of(2)], "ties", base=tensors_of(0), density=0.5)
+    found = read(tmp_path / "merged")
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
 @pytest.mark.parametrize("name", ["horovodrun --mpi", "horovodrun --gloo"])

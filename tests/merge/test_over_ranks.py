@@ -13,6 +13,7 @@ from hvdkit.merge import RULES, merge_states
 from hvdkit.merge.execute import RECORD_FILE, merge_files
 from hvdkit.merge.plan import expanded
 from hvdkit.merge.recipe import parse_recipe
+from hvdkit.merge.soup_of_files import choose_members
 from hvdkit.runtime import World, gather_objects, share_object, together
 from tests.merge.submodels import read, tensors_of, write, write_family
 
@@ -127,6 +128,25 @@ def test_one_clear_error_and_nothing_left(
     assert said in message(world, content, out)
     left = sorted(path.name for path in (shared_path / "out").iterdir())
     assert left == (["merged"] if fault == "out" else [])
+
+
+def test_greedy_soup_of_files(world: World, family: list[Path], shared_path: Path) -> None:
+    """The metric is the distance from the mean of the first and third submodel: they are kept, the second is not."""
+    wanted = merge_states([tensors_of(1), tensors_of(3)])
+
+    def distance(folder: Path) -> float:
+        return sum(float((tensor - wanted[name]).float().norm()) for name, tensor in read(folder).items())
+
+    recipe = expanded(parse_recipe({
+        "rule": "greedy_soup", "metric": "some.module:distance", "models": [str(path) for path in family[1:]]
+    }))  # fmt: skip
+    said: list[str] = []
+    chosen = choose_members(world, recipe, distance, shared_path / "out", said.append)
+    assert {model.path for model in chosen.models} == {str(family[1]), str(family[3])}
+    assert len(said) == 6 and said[-1].startswith("greedy soup of ")
+    assert sorted(path.name for path in shared_path.iterdir()) == ["a", "b", "base", "c"]
+    found = read(merge_files(world, chosen, shared_path / "out", lambda text: None))
+    assert all(torch.allclose(found[name].double(), wanted[name].double(), atol=1e-6) for name in wanted)
 
 
 def test_two_merges_into_one_folder(world: World, family: list[Path], shared_path: Path) -> None:

@@ -42,10 +42,11 @@ def test_a_recipe_from_yaml(tmp_path: Path) -> None:
              "seed: must be a whole number"],
         ),
         (
-            {"models": ["a", "b"], "rule": "ties", "decay": 1, "missing": "no", "weigh_by": "luck",
+            {"models": ["a", "b"], "rule": "ties", "decay": 1, "metric": "m:f", "missing": "no", "weigh_by": "luck",
              "shard_bytes": "5XB",
              "tensors": [{"weights": [1]}, {"layers": "3-1"}, {"rule": "tie"}, {"match": ""}]},
-            ["base: ties merges task vectors", "decay: 1 must be in [0, 1)", "missing: 'no' is not one of", "weigh_by",
+            ["base: ties merges task vectors", "metric: package",
+             "decay: 1 must be in [0, 1)", "missing: 'no' is not one of", "weigh_by",
              "shard_bytes: must be bytes like 5GB", "tensors[0].weights: 1 weights for 2 submodels",
              "tensors[1].layers: must be a layer or a range", "did you mean ties?", "tensors[3].match: must be a text"],
         ),

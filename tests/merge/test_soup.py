@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hvdkit.errors import MergeError
-from hvdkit.merge.soup import greedy_soup
+from hvdkit.merge.soup import cook, greedy_soup
 from hvdkit.merge.states import State
 
 
@@ -46,5 +46,5 @@ def test_never_worse_than_the_best_and_never_with_nan() -> None:
 
 def test_another_merge_than_the_average() -> None:
     """The largest instead of the mean: nothing after the first makes it smaller, equals do not make it worse."""
-    soup = greedy_soup(states(2.0, 1.0, 1.0), distance, lambda some: max(some, key=lambda state: float(state["w"])))
+    soup = cook(states(2.0, 1.0, 1.0), distance, lambda some: max(some, key=lambda state: float(state["w"])))
     assert soup.kept == (1, 2) and float(soup.state["w"]) == 1.0
