@@ -15,6 +15,7 @@ import torch
 from hvdkit.data.progress import Progress, Say
 from hvdkit.errors import MergeError
 from hvdkit.merge.blocks import Grid
+from hvdkit.merge.c_library import trim_heap
 from hvdkit.merge.exchange import Group, Held, merge_exchanging
 from hvdkit.merge.lanes import Bytes, lanes_of, typed
 from hvdkit.merge.output import OutputFiles
@@ -34,6 +35,9 @@ def merge_apart(world: World, plan: Plan, sight: Sight, files: OutputFiles | Non
         else:
             _merge(world, task, plan, sight, files, all_write)
         progress.advance(task.out.n_bytes)
+        if files is not None:
+            files.done(task.name)
+        trim_heap()
 
 
 def _merge(world: World, task: Task, plan: Plan, sight: Sight, files: OutputFiles | None, all_write: bool) -> None:

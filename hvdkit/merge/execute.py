@@ -19,6 +19,7 @@ from hvdkit.data.progress import Progress, Say
 from hvdkit.errors import MergeError
 from hvdkit.merge.apart import merge_apart
 from hvdkit.merge.blocks import Grid
+from hvdkit.merge.c_library import trim_heap
 from hvdkit.merge.files import Submodel, combined
 from hvdkit.merge.output import OutputFiles, output_folder
 from hvdkit.merge.plan import Plan, Task, make_plan
@@ -87,6 +88,8 @@ def _merge_share(world: World, plan: Plan, sight: Sight, files: OutputFiles | No
         for start, values in _merged(task, plan, sight, scratch):
             files.write(task.name, start, values)
             progress.advance(values.numel() * task.out.dtype.itemsize)
+        files.done(task.name)
+        trim_heap()
 
 
 def _merged(task: Task, plan: Plan, sight: Sight, scratch: Scratch) -> Iterator[tuple[int, torch.Tensor]]:

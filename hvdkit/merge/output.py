@@ -19,6 +19,7 @@ import torch
 
 from hvdkit.data.durable import complete_folder
 from hvdkit.errors import MergeError
+from hvdkit.merge.c_library import start_writing
 from hvdkit.merge.files import Info
 from hvdkit.merge.files.safetensors_file import NAMES
 
@@ -112,6 +113,11 @@ class OutputFiles:
         while data:
             written = os.pwrite(descriptor, data, place)
             data, place = data[written:], place + written
+
+    def done(self, name: str) -> None:
+        """The tensor is whole, as far as this rank is concerned: it may go to disk while others are merged."""
+        descriptor, place = self._places[name]
+        start_writing(descriptor, place, self._infos[name].n_bytes)
 
     @_told
     def close(self) -> None:

@@ -47,8 +47,8 @@ class Scratch:
 
 
 def memory_bytes(models: int) -> int:
-    """About what merging takes beside the tensors' files: float32 blocks, what is read, counts of order statistics."""
-    return (models + 1) * 8 * BLOCK_ELEMENTS + models * 2**19 + 6 * 4 * BLOCK_ELEMENTS
+    """About what merging takes: float32 blocks, what is read, counts of order statistics, intermediate results."""
+    return (models + 1) * 8 * BLOCK_ELEMENTS + models * 2**19 + 24 * 4 * BLOCK_ELEMENTS
 
 
 @dataclass(frozen=True)
@@ -115,18 +115,19 @@ class TensorMerge:
         combiner = COMBINERS[rule.combiner]
         weights = np.array(settings.weights)
         linear = combiner.coefficients(weights, gram) if isinstance(combiner, Linear) else None
-        buffer = self._buffer(len(self.models) + self.settings.rule.has_base)
+        of_rows = self._of_rows(linear) if linear is not None else None
+        buffer = self._buffer(len(self.models) + self.settings.rule.has_base + 1)
         for block in blocks:
-            rows = self._rows(block, buffer)
-            if linear is not None and rule.sparsifier is None:
-                result = self._of_rows(linear) @ rows
+            rows, result = self._rows(block, buffer[:-1]), buffer[-1, : block.stop - block.start]
+            if of_rows is not None and rule.sparsifier is None:
+                torch.matmul(of_rows, rows, out=result)
             else:
                 vectors = self._sparse(rows, block, magnitudes)
                 if isinstance(combiner, Linear):
-                    result = torch.from_numpy(linear).to(self.dtype) @ vectors
+                    merged = torch.from_numpy(linear).to(self.dtype) @ vectors
                 else:
-                    result = combiner.combine(vectors, weights)
-                result = rows[-1].add(result, alpha=settings.scale)
+                    merged = combiner.combine(vectors, weights)
+                torch.add(rows[-1], merged, alpha=settings.scale, out=result)
             if not bool(result.sum().isfinite()) and not bool(result.isfinite().all()):
                 self._blame(block)
             yield block, result
