@@ -108,10 +108,13 @@ def table_here(records: Sequence[dict[str, Any]], title: str) -> str:
 
 
 def table_hosts(records: Sequence[dict[str, Any]], title: str) -> str:
-    """Seconds until the loss that synchronous training ended with, and until those on its way."""
+    """Seconds until the losses on the way of synchronous training, on the same part of the held-out text.
+
+    The last evaluation, after the last step, is on all of it, and so is none of these.
+    """
     whole, local = records
     rows = []
-    for step, seconds, loss in whole["losses"][1:]:
+    for step, seconds, loss in whole["losses"][1:-1]:
         needed = seconds_to(local["losses"], loss)
         rows.append([f"{loss:.4f}", step, f"{seconds:.0f}", "-" if needed is None else f"{needed:.0f}",
                      "-" if not needed else f"{seconds / needed:.1f}"])  # fmt: skip

@@ -13,8 +13,9 @@ def draw_local(here: Sequence[dict[str, Any]], apart: Sequence[dict[str, Any]], 
     figure, axes = new_figure(len(panels), width_in=5.6)
     for axis, (records, by) in zip(axes, panels, strict=True):
         for number, record in enumerate(records):
-            places = [point[0 if by == "step" else 1] for point in record["losses"][1:]]
-            losses = [point[2] for point in record["losses"][1:]]
+            on_way = record["losses"][1:-1]  # the last one is on other text
+            places = [point[0 if by == "step" else 1] for point in on_way]
+            losses = [point[2] for point in on_way]
             axis.plot(places, losses, ".-", color=COLOURS[number % len(COLOURS)], label=record["arm"])
         axis.set_xlabel(by)
         axis.set_ylabel("validation loss (nats/byte)")

@@ -165,14 +165,14 @@ class TensorMerge:
 
     def _vectors(self, blocks: Iterable[Block], models: Sequence[int]) -> Iterator[torch.Tensor]:
         """What is combined, before it is sparsified."""
-        buffer = self._buffer(len(models))
+        buffer = self._buffer(len(models) + 1)
         for block in blocks:
-            rows = buffer[:, : block.stop - block.start]
+            rows, base = buffer[:-1, : block.stop - block.start], buffer[-1, : block.stop - block.start]
             for row, number in zip(rows, models, strict=True):
                 row.copy_(self.models[number](block.start, block.stop))
             if self.settings.rule.has_base:
                 assert self.base is not None
-                rows.sub_(self.base(block.start, block.stop).to(self.dtype))
+                rows.sub_(base.copy_(self.base(block.start, block.stop)))
             yield rows
 
     def _generator(self, model: int, block: Block) -> torch.Generator:
