@@ -11,13 +11,14 @@ from hvdkit.data.named_function import import_function
 from hvdkit.data.progress import Say
 from hvdkit.errors import ConfigError
 from hvdkit.merge.execute import merge_files
+from hvdkit.merge.output import check_free
 from hvdkit.merge.plan import expanded, make_plan
 from hvdkit.merge.recipe import Recipe, read_recipe
 from hvdkit.merge.rules import RULES
 from hvdkit.merge.sight import look
 from hvdkit.merge.soup_of_files import choose_members
 from hvdkit.merge.tensor import memory_bytes
-from hvdkit.runtime import World, end_job_on_error, init, together
+from hvdkit.runtime import World, end_job_on_error, init, share_object, together
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,15 +27,17 @@ def main(argv: list[str] | None = None) -> int:
     with end_job_on_error():
         world = init()
         torch.set_num_threads(world.threads)
-        recipe = together(world, lambda: expanded(read_recipe(options.recipe)))
+        own = together(world, lambda: expanded(read_recipe(options.recipe)) if world.is_root else None)
+        recipe: Recipe = share_object(world, own)  # type: ignore[assignment]
+        metric = together(world, lambda: import_function(recipe.metric, ConfigError) if recipe.metric else None)
         say = _say if world.is_root else _keep_quiet
         started = time.perf_counter()
         if options.dry_run:
             _show(world, recipe, say)
         else:
             if recipe.rule == "greedy_soup":
-                metric = together(world, lambda: import_function(str(recipe.metric), ConfigError))
-                recipe = choose_members(world, recipe, metric, options.out, say)
+                together(world, lambda: check_free(options.out))
+                recipe = choose_members(world, recipe, metric, options.out, say)  # type: ignore[arg-type]
             merge_files(world, recipe, options.out, say)
             say(f"merged {len(recipe.models)} submodels into {options.out} in {time.perf_counter() - started:.2f} s")
     return 0
@@ -47,6 +50,8 @@ def _show(world: World, recipe: Recipe, say: Say) -> None:
     for number, model in enumerate(recipe.models):
         weight, density = (" to ".join(f"{value:g}" for value in values) for values in (model.weight, model.density))
         say(f"submodel {number}: {model.path}, weight {weight}, density {density}")
+    if recipe.metric:
+        say(f"greedy_soup: the average of those submodels that make {recipe.metric} no worse")
     if recipe.base:
         say(f"base: {recipe.base}")
     for line in plan.describe():

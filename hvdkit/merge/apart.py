@@ -69,6 +69,8 @@ def _merge(world: World, task: Task, plan: Plan, sight: Sight, files: OutputFile
 
     held = Held([sight.owners[number] for number in task.models], dtypes)
     merge_exchanging(world, lanes, merge, held, write if all_write else send)
+    if base is not None and world.rank == sight.owners[-1]:  # which has merged its own blocks only
+        faults += _faults_of(partial(_read_whole, _read(sight, -1, task.name), task))
     raise_together(world, faults[0] if faults else None)
 
 
@@ -78,6 +80,18 @@ def _attempt(faults: list[Exception], work: Callable[[], None]) -> None:
         work()
     except Exception as error:
         faults.append(error)
+
+
+def _faults_of(work: Callable[[], None]) -> list[Exception]:
+    faults: list[Exception] = []
+    _attempt(faults, work)
+    return faults
+
+
+def _read_whole(read: Read, task: Task) -> None:
+    """So that its hash is known."""
+    for block in Grid(task.out.shape).blocks():
+        read(block.start, block.stop)
 
 
 def _nothing() -> None:
@@ -110,7 +124,8 @@ def _copy(world: World, task: Task, plan: Plan, sight: Sight, files: OutputFiles
             )
     owner = sight.owners[first]
     for block in blocks:
-        mine_of_block = _read(sight, first, task.name)(block.start, block.stop) if world.rank == owner else None
+        read = partial(_read(sight, first, task.name), block.start, block.stop)
+        mine_of_block = together(world, read if world.rank == owner else _nothing)
         values: torch.Tensor = share_object(world, mine_of_block, root=owner)  # type: ignore[assignment]
         write = partial(files.write, task.name, block.start, values) if files is not None and world.is_root else None
         together(world, write or _nothing)
@@ -122,11 +137,14 @@ def _base(world: World, task: Task, sight: Sight) -> Read:
         return _read(sight, -1, task.name)
     owner, info = sight.owners[-1], sight.infos[-1]
     assert info is not None
-    whole: torch.Tensor | None = None
-    if world.rank == owner:
+
+    def whole() -> torch.Tensor:
         read = _read(sight, -1, task.name)
-        whole = torch.cat([read(block.start, block.stop).clone() for block in Grid(task.out.shape).blocks()])
-    values: torch.Tensor = share_object(world, whole, root=owner)  # type: ignore[assignment]
+        blocks = [read(block.start, block.stop).clone() for block in Grid(task.out.shape).blocks()]
+        return torch.cat([torch.empty(0, dtype=info[task.name].dtype), *blocks])
+
+    mine = together(world, lambda: whole() if world.rank == owner else None)
+    values: torch.Tensor = share_object(world, mine, root=owner)  # type: ignore[assignment]
     return lambda start, stop: values[start:stop]
 
 
@@ -143,4 +161,4 @@ def _read(sight: Sight, number: int, name: str) -> Read:
 def _dtype(sight: Sight, number: int, name: str) -> torch.dtype:
     infos = sight.infos[number]
     assert infos is not None
-    return infos[name].dtype
+    return infos[name].read_as or infos[name].dtype

@@ -50,7 +50,7 @@ class Ensemble(nn.Module):
         self.combine = combine
         self._world = world
         given = [weights] if isinstance(weights, float | int) else weights
-        mine = [1.0] * len(self.models) if given is None else [float(weight) for weight in given]
+        mine = together(world, lambda: [1.0] * len(self.models) if given is None else [float(one) for one in given])
         is_weighted = weights is not None
         everyone = gather_objects(world, (mine, len(self.models), combine, is_weighted))
         _check(everyone)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hvdkit.checkpoint import find_model
 from hvdkit.data.progress import Progress, Say
 from hvdkit.errors import MergeError
 from hvdkit.merge.apart import merge_apart
@@ -38,6 +39,8 @@ def merge_files(world: World, recipe: Recipe, out: Path, say: Say) -> Path:
 
     Raises MergeError or ConfigError on all ranks alike; then there is no `out`, and no input was changed.
     """
+    if recipe.files_from:
+        together(world, lambda: find_model(Path(str(recipe.files_from))) if world.is_root else None)
     sight = look(world, recipe)
     try:
         plan = together(world, lambda: make_plan(recipe, sight.infos))
@@ -141,8 +144,10 @@ def _finish(beside: Path, plan: Plan, sight: Sight, hashes: list[list[dict[str, 
 
 
 def _carry_over(beside: Path, plan: Plan, sight: Sight) -> None:
-    source = sight.mine[-1] or sight.mine[0]
-    folder = Path(plan.recipe.files_from) if plan.recipe.files_from else source.folder if source else None
+    folders = [submodel.folder for submodel in (sight.mine[-1], *sight.mine[:-1]) if submodel is not None]
+    folder = next((folder for folder in folders if folder is not None), None)
+    if plan.recipe.files_from:
+        folder = find_model(Path(plan.recipe.files_from))
     if folder is None:
         return
     for path in sorted({path for pattern in _CARRIED for path in folder.glob(pattern) if path.is_file()}):

@@ -6,8 +6,10 @@ Complete or absent, like a checkpoint: all is written into a hidden folder besid
 import contextlib
 import fcntl
 import functools
+import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from hvdkit.merge.files import Info
 from hvdkit.merge.files.safetensors_file import NAMES
 
 _ALIGNED = 8
+_UNIQUE = re.compile(r"[0-9a-f]{32}")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,6 +51,15 @@ class Layout:
         if len(groups) == 1:
             return {"model.safetensors": groups[0]}
         return {f"model-{number:05d}-of-{len(groups):05d}.safetensors": names for number, names in enumerate(groups, 1)}
+
+
+def rounded(name: str, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`values` in `dtype`. Raises MergeError, naming the tensor, where they are too large for it."""
+    is_narrower = dtype.is_floating_point and dtype.itemsize < values.dtype.itemsize and values.numel() > 0
+    if is_narrower and float(values.abs().max()) > torch.finfo(dtype).max:
+        kind = str(dtype).removeprefix("torch.")
+        raise MergeError(f"{name}: the merged values are too large for {kind}; use dtype: bfloat16 or float32")
+    return values.to(dtype)
 
 
 def _told(method: F) -> F:
@@ -105,9 +117,7 @@ class OutputFiles:
         """Put `values`, (n,) of any dtype, into elements [start, start + n) of the tensor."""
         info = self._infos[name]
         descriptor, place = self._places[name]
-        stored = values.to(info.dtype)
-        if info.dtype == torch.float16 and not bool(stored.isfinite().all()):
-            raise MergeError(f"{name}: the merged values are too large for float16; use dtype: bfloat16 or float32")
+        stored = rounded(name, values, info.dtype)
         data = stored.contiguous().view(torch.uint8).numpy().data
         place += start * info.dtype.itemsize
         while data:
@@ -127,31 +137,49 @@ class OutputFiles:
             os.close(descriptor)
 
 
+def check_free(out: Path) -> None:
+    """Raises MergeError if there is something under that name."""
+    if out.exists():
+        raise MergeError(f"--out {out} exists: name another folder, or remove it")
+
+
 @contextmanager
 def output_folder(out: Path) -> Iterator[Path]:
     """On one rank: a hidden folder beside `out` that takes its name when the block ends well, and else disappears.
 
     Raises MergeError if `out` exists or another merge is writing it. What killed merges left behind is removed.
     """
+    out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock = out.with_name(f".{out.name}.lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MergeError(f"--out {out}: another merge is writing it") from None
-        except OSError:
-            pass  # a file system without locks
-        try:
-            if out.exists():
-                raise MergeError(f"--out {out} exists: name another folder, or remove it")
-            for left in out.parent.glob(f".{out.name}.*.part"):
+    with _locked(out):
+        check_free(out)
+        for left in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
+            if _UNIQUE.fullmatch(left.name.removeprefix(f".{out.name}.").removesuffix(".part")):
                 shutil.rmtree(left, ignore_errors=True)
-            with complete_folder(out) as beside:
-                yield beside
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                lock.unlink()
+        with complete_folder(out) as beside:
+            yield beside
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Nobody else writes `out` meanwhile, on a file system that has locks; the kernel lets go for who is killed."""
+    path = out.with_name(f".{out.name}.lock")
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise MergeError(f"--out {out}: another merge is writing it") from None
+            except OSError:
+                pass
+            try:
+                if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    continue  # who had it before has just removed it
+                yield
+                return
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
 
 
 def _header(names: Sequence[str], infos: Mapping[str, Info]) -> bytes:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from hvdkit.errors import ConfigError, MergeError
+from hvdkit.errors import MergeError
 from hvdkit.merge.files import Info
+from hvdkit.merge.files.safetensors_file import NAMES
 from hvdkit.merge.output import Layout
 from hvdkit.merge.recipe import AVERAGES, Model, Override, Recipe
 from hvdkit.merge.rules import RULES, Rule
@@ -18,7 +19,7 @@ from hvdkit.merge.settings import Settings
 from hvdkit.merge.weights import at_depth, exponential_weights, recorded_weights
 
 _SHOWN = 20
-_EMBEDDING = re.compile(r"emb|wte|wpe", re.IGNORECASE)
+_EMBEDDING = re.compile(r"(^|[._])(emb|wte|wpe)", re.IGNORECASE)
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
 
@@ -71,7 +72,7 @@ def expanded(recipe: Recipe) -> Recipe:
     for model in recipe.models:
         paths = [model.path]
         if any(mark in model.path for mark in "*?["):
-            paths = sorted(glob.glob(model.path))  # noqa: PTH207 - absolute patterns too
+            paths = sorted(glob.glob(model.path), key=_with_numbers)  # noqa: PTH207 - absolute patterns too
             if not paths:
                 raise MergeError(f"models: nothing matches {model.path}")
         models.extend(replace(model, path=path) for path in paths)
@@ -91,7 +92,7 @@ def make_plan(recipe: Recipe, infos: Sequence[Mapping[str, Info] | None]) -> Pla
     Raises MergeError or ConfigError with everything that does not fit, at most 20 faults.
     """
     maker = _Maker(recipe, [tensors or {} for tensors in infos[:-1]], infos[-1])
-    tasks = tuple(task for name in maker.names for task in maker.task(name))
+    tasks = tuple(task for name in maker.names for task in maker.task(name)) if not maker.faults else ()
     if maker.faults:
         more = [f"and {len(maker.faults) - _SHOWN} more"] if len(maker.faults) > _SHOWN else []
         raise MergeError("these submodels cannot be merged:\n  " + "\n  ".join([*maker.faults[:_SHOWN], *more]))
@@ -112,6 +113,9 @@ class _Maker:
         layers = [layer for name in self.names if (layer := layer_of(name)) is not None]
         self._last_layer = max(layers, default=0)
         self._check_overrides()
+        if base is not None and recipe.missing == "error":
+            alone = [name for name in base if name not in self.names]
+            self.faults += [f"{name}: only the base has it (missing: leave_out leaves it out)" for name in alone]
 
     def task(self, name: str) -> Iterator[Task]:
         """The task of tensor `name`; nothing where it does not fit."""
@@ -136,6 +140,9 @@ class _Maker:
             yield Task(name, first, tuple(having), None)
             return
         dtype = getattr(torch, self._recipe.dtype) if self._recipe.dtype else first.dtype
+        if dtype not in NAMES:
+            self.faults.append(f"{name}: {dtype} cannot be written to safetensors; give the recipe a dtype")
+            return
         settings = self._settings(name, having, in_base is not None)
         if settings is not None:
             yield Task(name, Info(dtype, first.shape), tuple(having), settings)
@@ -179,11 +186,20 @@ class _Maker:
     def _check_overrides(self) -> None:
         for number, item in enumerate(self._recipe.tensors):
             if not any(_matches(item, name) for name in self.names):
-                raise ConfigError(f"tensors[{number}]: no tensor matches {item.match!r}, layers {item.layers}")
+                layers = f", layers {item.layers[0]}-{item.layers[1]}" if item.layers else ""
+                self.faults.append(f"tensors[{number}]: no tensor matches {item.match!r}{layers}")
+            count = len(self._submodels)
+            if item.weights is not None and len(item.weights) != count:
+                self.faults.append(f"tensors[{number}].weights: {len(item.weights)} weights for {count} submodels")
 
 
 def _rule(name: str) -> Rule:
     return RULES["average" if name in AVERAGES else name]
+
+
+def _with_numbers(path: str) -> list[tuple[int, str]]:
+    """Sorts step-900 before step-1000."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
 
 
 def layer_of(name: str) -> int | None:

@@ -133,10 +133,8 @@ class _Reader:
             return None
         recipe = Recipe(**values)
         for number, override in enumerate(recipe.tensors):
-            if override.weights is not None and len(override.weights) != len(recipe.models):
-                self.faults.append(
-                    f"tensors[{number}].weights: {len(override.weights)} weights for {len(recipe.models)} submodels"
-                )
+            if override.weights is not None and recipe.rule == "greedy_soup":
+                self.faults.append(f"tensors[{number}].weights: greedy_soup decides which submodels there are")
         if (recipe.rule == "greedy_soup") != (recipe.metric is not None):
             self.faults.append("metric: package.module:function belongs to the rule greedy_soup, which needs it")
         needing = [
@@ -181,8 +179,8 @@ class _Reader:
         return tuple(models)
 
     def _overrides(self, value: Any, where: str) -> tuple[Override, ...]:
-        kinds = {"match": self._text, "layers": self._layers, "rule": self._rule, "weights": self._lists_of_numbers,
-                 "density": self._numbers, "scale": self._number}  # fmt: skip
+        kinds = {"match": self._text, "layers": self._layers, "rule": self._one_of(*RULES),
+                 "weights": self._lists_of_numbers, "density": self._numbers, "scale": self._number}  # fmt: skip
         found = [
             self._fields(item, f"{where}[{number}]", kinds, Override)
             for number, item in enumerate(self._list(value, where))

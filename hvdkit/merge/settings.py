@@ -36,7 +36,8 @@ def faults(settings: Settings) -> list[str]:
     found = []
     if not all(map(math.isfinite, (*weights, settings.scale, settings.gamma, settings.epsilon))):
         found.append("weights, scale, gamma and epsilon must be finite numbers")
-    if rule.is_normalised and sum(weights) == 0:
+    divides = rule.is_normalised or rule.combiner == "consensus"
+    if divides and abs(math.fsum(weights)) <= 1e-9 * max(map(abs, weights), default=0.0):
         found.append(f"the weights {_listed(weights)} add up to 0: {rule.name} divides by their sum")
     if rule.has_positive_weights and min(weights, default=0) < 0:
         found.append(f"the weights {_listed(weights)} must not be negative with {rule.name}")

@@ -35,16 +35,18 @@ def look(world: World, recipe: Recipe) -> Sight:
 
     Raises MergeError on all ranks for one that no rank sees, that cannot be read, or that is not the same everywhere.
     """
-    mine = together(world, lambda: _open(recipe))
     paths = [*(model.path for model in recipe.models), recipe.base]
+    exists = gather_objects(world, [path is not None and Path(path).exists() for path in paths])
+    for number, path in enumerate(paths):
+        if path is not None and not any(row[number] for row in exists):
+            raise MergeError(f"{path}: there is no such file or folder, on any of {world.size} ranks")
+    mine = together(world, lambda: _open(recipe))
     seen = gather_objects(world, [None if submodel is None else dict(submodel.infos) for submodel in mine])
     infos: list[Mapping[str, Info] | None] = []
     owners: list[int] = []
     load = [0] * world.size
     for number, path in enumerate(paths):
         ranks = [rank for rank in range(world.size) if seen[rank][number] is not None]
-        if path is not None and not ranks:
-            raise MergeError(f"{path}: there is no such file or folder, on any of {world.size} ranks")
         if any(seen[rank][number] != seen[ranks[0]][number] for rank in ranks):
             raise MergeError(f"{path}: not the same model on every host")
         owner = min(ranks, key=lambda rank: load[rank], default=0)

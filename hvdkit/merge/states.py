@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from hvdkit.errors import MergeError
+from hvdkit.merge.output import rounded
 from hvdkit.merge.rules import rule_named
 from hvdkit.merge.settings import Settings
 from hvdkit.merge.tensor import Read, TensorMerge, computed_in
@@ -35,7 +36,7 @@ def merge_states(
         more: `gamma`, `epsilon` and `seed` of `Settings`.
 
     Returns tensors in the first state's dtypes, computed in float32 (float64 where one is float64); those that share
-    memory in the first state do so in the result. Raises MergeError naming submodel and tensor that do not fit,
+    memory in every state do so in the result. Raises MergeError naming submodel and tensor that do not fit,
     ValueError for settings that cannot be.
     """
     densities = [float(density)] * len(states) if isinstance(density, float | int) else [*density]
@@ -52,11 +53,16 @@ def merge_states(
     done: dict[tuple[Any, ...], torch.Tensor] = {}
     merged = {}
     for name, first in states[0].items():
-        place = (first.data_ptr(), first.shape, first.stride()) if first.numel() else (name,)
+        # Tied are tensors that share memory in every submodel.
+        place = tuple(_place(state[name]) for state in states) if first.numel() else (name,)
         if place not in done:
             done[place] = _merge(name, [state[name] for state in all_states], settings)
         merged[name] = done[place]
     return merged
+
+
+def _place(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 
 def _check_alike(states: Sequence[State]) -> None:
@@ -86,7 +92,7 @@ def _merge(name: str, tensors: Sequence[torch.Tensor], settings: Settings) -> to
     result = torch.empty(first.shape, dtype=first.dtype)
     flat = result.view(-1)
     for block, values in work.merged():
-        flat[block.start : block.stop] = values
+        flat[block.start : block.stop] = rounded(name, values, first.dtype)
     return result
 
 

@@ -120,7 +120,7 @@ class TensorMerge:
         for block in blocks:
             rows, result = self._rows(block, buffer[:-1]), buffer[-1, : block.stop - block.start]
             if of_rows is not None and rule.sparsifier is None:
-                torch.matmul(of_rows, rows, out=result)
+                torch.mm(of_rows[None], rows, out=result[None])
             else:
                 vectors = self._sparse(rows, block, magnitudes)
                 if isinstance(combiner, Linear):

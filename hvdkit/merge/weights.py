@@ -1,8 +1,10 @@
 """Weights of submodels that nobody wrote down: from what runs recorded, over checkpoints, over the layers."""
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from hvdkit.errors import MergeError
 
 METRICS_FILE = "metrics.jsonl"
+_CHECKPOINT = re.compile(r"step-(\d+)")
 
 
 def exponential_weights(count: int, decay: float) -> list[float]:
@@ -22,7 +25,8 @@ def recorded_weights(paths: Sequence[Path], weigh_by: str) -> list[float]:
     """Each run's weight by what its metrics.jsonl says last: `tokens` it was trained on, or exp(-loss) for its
     `validation_loss`, in nats (so that halving the perplexity doubles the weight), the best one's being 1.
 
-    `paths` are run folders, or folders in them. Raises MergeError naming the run that recorded no such thing.
+    `paths` are run folders, or folders in them: of a checkpoint, what was known when it was made counts. Raises
+    MergeError naming the run that recorded no such thing.
     """
     found = [_last(path, weigh_by) for path in paths]
     if weigh_by == "tokens":
@@ -36,11 +40,22 @@ def at_depth(numbers: Sequence[float], depth: float) -> float:
 
 
 def _last(path: Path, name: str) -> float:
+    found = _CHECKPOINT.search(str(path))
+    until = int(found[1]) if found else None
     for folder in (path, *path.absolute().parents[:3]):
         metrics = folder / METRICS_FILE
         if metrics.is_file():
-            values = [json.loads(line).get(name) for line in metrics.read_text(encoding="utf-8").splitlines()]
-            known = [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+            known = [value for step, value in _recorded(metrics, name) if until is None or step <= until]
             if known:
-                return float(known[-1])
+                return known[-1]
     raise MergeError(f"{path}: no {METRICS_FILE} of its run tells its {name}; give the weights in the recipe")
+
+
+def _recorded(metrics: Path, name: str) -> Iterator[tuple[int, float]]:
+    """Steps and values; a line that was being written when the run was killed is passed over."""
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            value = entry.get(name)
+            if isinstance(value, int | float) and math.isfinite(value):
+                yield entry["step"], float(value)

@@ -162,10 +162,11 @@ def test_two_merges_into_one_folder(world: World, family: list[Path], shared_pat
 
 
 def test_what_a_killed_merge_left_is_removed(world: World, family: list[Path], shared_path: Path) -> None:
-    left = shared_path / "out" / ".merged.0123.part"
-    together(world, lambda: left.mkdir(parents=True) if world.is_root else None)
+    left = shared_path / "out" / f".merged.{32 * '0'}.part"
+    other = shared_path / "out" / f".merged.v2.{32 * '0'}.part"  # of another merge, perhaps under way
+    together(world, lambda: [path.mkdir(parents=True) for path in (left, other)] if world.is_root else None)
     merged(world, {"models": [str(path) for path in family[1:]]}, shared_path / "out" / "merged")
-    assert [path.name for path in (shared_path / "out").iterdir()] == ["merged"]
+    assert sorted(path.name for path in (shared_path / "out").iterdir()) == [other.name, "merged"]
 
 
 def test_tied_tensors_stay_tied(world: World, shared_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Recipes say all that is wrong with them at once, and mean for each tensor what they say."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,12 @@ def test_a_recipe_from_yaml(tmp_path: Path) -> None:
         (
             {"models": ["a", "b"], "rule": "ties", "decay": 1, "metric": "m:f", "missing": "no", "weigh_by": "luck",
              "shard_bytes": "5XB",
-             "tensors": [{"weights": [1]}, {"layers": "3-1"}, {"rule": "tie"}, {"match": ""}]},
+             "tensors": [{"weights": [1]}, {"layers": "3-1"}, {"rule": "tie"}, {"match": ""}, {"rule": "ema"}]},
             ["base: ties merges task vectors", "metric: package",
              "decay: 1 must be in [0, 1)", "missing: 'no' is not one of", "weigh_by",
-             "shard_bytes: must be bytes like 5GB", "tensors[0].weights: 1 weights for 2 submodels",
-             "tensors[1].layers: must be a layer or a range", "did you mean ties?", "tensors[3].match: must be a text"],
+             "shard_bytes: must be bytes like 5GB",
+             "tensors[1].layers: must be a layer or a range", "did you mean ties?",
+             "tensors[3].match: must be a text", "tensors[4].rule: 'ema' is not one of"],
         ),
     ],
 )  # fmt: skip
@@ -105,8 +107,14 @@ def test_what_does_not_fit_is_said_at_once(tmp_path: Path) -> None:
         plan_of({"models": [{"path": str(one), "density": 2}] * 2, "rule": "ties", "base": str(base)})
     with pytest.raises(MergeError, match="add up to 0"):
         plan_of({"models": [{"path": str(one), "weight": 1}, {"path": str(one), "weight": -1}]})
-    with pytest.raises(ConfigError, match=r"tensors\[0\]: no tensor matches 'attn"):
-        plan_of({"models": [str(one)], "tensors": [{"match": "attn*"}]})
+    with pytest.raises(MergeError) as caught:
+        plan_of({"models": [str(one)], "tensors": [{"match": "attn*"}, {"layers": 9}, {"weights": [1, 2]}]})
+    for text in ("tensors[0]: no tensor matches 'attn*'", "tensors[1]: no tensor matches '*', layers 9-9",
+                 "tensors[2].weights: 2 weights for 1 submodels"):  # fmt: skip
+        assert text in str(caught.value)
+    for weights in ([0.1, 0.2, -0.3], [0, 0, 0]):  # of which the first adds up to 6e-17
+        with pytest.raises(MergeError, match="add up to 0"):
+            plan_of({"models": [{"path": str(one), "weight": weight} for weight in weights]})
 
 
 def test_missing_tensors_by_choice(tmp_path: Path) -> None:
@@ -139,11 +147,25 @@ def test_weights_over_checkpoints(tmp_path: Path) -> None:
 
 def test_weights_that_runs_recorded(tmp_path: Path) -> None:
     for name, tokens, loss in (("one", 1000, 2.0), ("two", 3000, 1.0)):
-        (tmp_path / name / "checkpoints" / "step-1").mkdir(parents=True)
-        lines = [{"step": 1, "tokens": 5}, {"step": 2, "tokens": tokens}, {"step": 2, "validation_loss": loss}]
-        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(str, lines)).replace("'", '"'))
-    paths = [tmp_path / "one", tmp_path / "two" / "checkpoints" / "step-1"]
+        (tmp_path / name / "checkpoints" / "step-00000001").mkdir(parents=True)
+        lines = [{"step": 1, "tokens": 5, "validation_loss": 3.0}, {"step": 2, "tokens": tokens},
+                 {"step": 2, "validation_loss": loss}]  # fmt: skip
+        (tmp_path / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 3, "tok')
+    paths = [tmp_path / "one", tmp_path / "two"]
     assert recorded_weights(paths, "tokens") == [1000, 3000]
     assert recorded_weights(paths, "validation_loss") == pytest.approx([0.36788, 1.0], abs=1e-5)
+    early = tmp_path / "two" / "checkpoints" / "step-00000001"
+    assert recorded_weights([tmp_path / "one", early], "tokens") == [1000, 5]
     with pytest.raises(HvdkitError, match="tells its tokens"):
         recorded_weights([tmp_path], "tokens")
+
+
+def test_checkpoints_go_by_number(tmp_path: Path) -> None:
+    for step in (200, 1000, 1200):
+        write(tmp_path / f"checkpoint-{step}", tensors_of(1))
+    recipe = expanded(parse_recipe({"rule": "ema", "models": [str(tmp_path / "checkpoint-*")]}))
+    assert [Path(model.path).name for model in recipe.models] == [
+        "checkpoint-200",
+        "checkpoint-1000",
+        "checkpoint-1200",
+    ]

@@ -1,8 +1,8 @@
 """How the tensors or task vectors of submodels become one: a file per family of combiners.
 
 Most are linear: sum_i c_i x_i, with coefficients that come from the weights and perhaps from the angles between the
-submodels, which the Gram matrix of all x_i holds. So they need no tensor whole, and between hosts only partial sums
-travel. `consensus` is the one that looks at each element.
+submodels, which the Gram matrix of all x_i holds. So they need no tensor whole, and of the angles between
+submodels on different hosts only small matrices travel. `consensus` is the one that looks at each element.
 """
 
 from hvdkit.merge.combine.average import average, total

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hvdkit.errors import MergeError
-from hvdkit.merge.files.interface import TensorFile
+from hvdkit.merge.files.interface import Info, TensorFile
 from hvdkit.merge.files.safetensors_file import SafetensorsFile
 from hvdkit.merge.files.torch_file import TorchFile
 
@@ -35,8 +35,11 @@ class Adapter:
 
     def __init__(self, folder: Path, base: TensorFile) -> None:
         self._base = base
-        self.infos = base.infos
+        self.infos = dict(base.infos)
         self._updates = self._read_updates(folder)
+        for name in self._updates:
+            info = self.infos[name]
+            self.infos[name] = Info(info.dtype, info.shape, torch.promote_types(info.dtype, torch.float32))
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
         """See `TensorFile`."""
@@ -85,6 +88,12 @@ def _config(folder: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise MergeError(f"{folder / CONFIG_FILE}: cannot be read ({error})") from None
+    if not isinstance(config, dict):
+        raise MergeError(f"{folder / CONFIG_FILE}: must be a mapping")
+    if str(config.get("init_lora_weights", True)).split("_")[0] in ("pissa", "olora", "corda", "loftq"):
+        raise MergeError(
+            f"{folder}: adapters begun by {config['init_lora_weights']} changed their base: merge them first"
+        )
     for key, value in _REFUSED.items():
         if config.get(key, value) not in (value, [], {}, None):
             raise MergeError(f"{folder}: adapters with {key}={config[key]!r} cannot be merged")

@@ -14,6 +14,8 @@ class Info:
 
     dtype: torch.dtype
     shape: tuple[int, ...]
+    read_as: torch.dtype | None = None
+    """What `read` gives, where it is another than `dtype`."""
 
     @property
     def count(self) -> int:

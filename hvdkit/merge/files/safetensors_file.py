@@ -81,6 +81,11 @@ class SafetensorsFile:
         try:
             header: dict[str, Any] = json.loads(os.pread(self._descriptor, n_header, 8))
             header.pop("__metadata__", None)
+            unknown = [name for name, entry in header.items() if entry["dtype"] not in DTYPES]
+            if unknown:
+                raise MergeError(
+                    f"{self._path}: {unknown[0]} has dtype {header[unknown[0]]['dtype']}, which is not known"
+                )
             infos = {name: Info(DTYPES[entry["dtype"]], tuple(entry["shape"])) for name, entry in header.items()}
             places = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
             starts = {name: 8 + n_header + begin for name, (begin, _) in places.items()}

@@ -21,13 +21,14 @@ class TorchFile:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            reason = str(error).strip().splitlines()
-            raise MergeError(
-                f"{path}: cannot be read as weights only ({reason[0] if reason else type(error).__name__})"
-            ) from None
-        self._tensors = _state_dict(content)
+            why = str(error) if isinstance(error, OSError) else "it is damaged, or holds more than tensors and numbers"
+            raise MergeError(f"{path}: cannot be read as weights only: {why}") from None
+        self._tensors = _distinct(_state_dict(content))
         if not self._tensors:
             raise MergeError(f"{path}: holds no state dict, neither whole nor under {', '.join(_STATE_KEYS)}")
+        for name, tensor in self._tensors.items():
+            if tensor.layout != torch.strided or tensor.is_quantized:
+                raise MergeError(f"{path}: {name} is sparse or quantised, and cannot be merged")
         self.infos = {name: Info(tensor.dtype, tuple(tensor.shape)) for name, tensor in self._tensors.items()}
 
     def read(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -48,3 +49,12 @@ def _state_dict(content: Any) -> dict[str, torch.Tensor]:
             if len(tensors) == len(candidate):
                 return tensors
     return {}
+
+
+def _distinct(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tied tensors once, under the first name, as safetensors files have them."""
+    found: dict[Any, str] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.layout == torch.strided else name
+        found.setdefault(place if tensor.numel() else name, name)
+    return {name: tensors[name] for name in found.values()}

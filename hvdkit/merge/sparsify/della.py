@@ -1,8 +1,8 @@
 """Leaves out elements by chance, small ones more often: MAGPRUNE of DELLA (Deep et al. 2024, arXiv 2406.11617).
 
 In each row the elements are ranked by magnitude; the probability to keep one rises linearly with its rank, from
-density - epsilon / 2 to density + epsilon / 2, and what is kept is divided by its own probability. Rows longer than a
-block are ranked in pieces.
+density - epsilon / 2 to density + epsilon / 2 (in steps of epsilon / (n - 1), so that both ends are met; the paper's
+are epsilon / n), and what is kept is divided by its own probability. Rows longer than a block are ranked in pieces.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,7 @@
 """Keeps the elements of largest magnitude: the trimming of TIES (Yadav et al. 2023, arXiv 2306.01708, section 4.1).
 
-Elements of the same magnitude as the last one kept are kept too: which of them came first would be chance.
+Each tensor is trimmed by itself (the code of the paper trims a whole model at once). Elements of the same magnitude
+as the last one kept are kept too: which of them came first would be chance.
 """
 
 from collections.abc import Sequence
