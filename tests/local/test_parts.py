@@ -88,3 +88,18 @@ def test_buffers(world: World, collectives: Collectives) -> None:
     wanted = sum(rank * share for rank, share in enumerate(shares))
     torch.testing.assert_close(mean, torch.full((2,), wanted))
     assert count == 5 and flag
+
+
+def test_buffers_that_are_the_same_stay_as_they_are(world: World, collectives: Collectives) -> None:
+    """A causal mask, also on a rank without a share; -inf in one that differs stays -inf."""
+    mask = torch.triu(torch.full((3, 3), float("-inf")), 1)
+    tenths, lost, empty = torch.full((5,), 0.1), torch.tensor([float("nan"), -0.0]), torch.zeros(0)
+    differs = torch.tensor([float("-inf"), float(world.rank)])
+    buffers = [mask, tenths, lost, empty, differs]
+    wanted = [buffer.clone() for buffer in buffers[:4]]
+    taken = Buffers(buffers)
+    taken.combine(float(world.rank == 0), collectives)
+    taken.write()
+    for buffer, before in zip(buffers, wanted, strict=False):
+        assert buffer.numpy().tobytes() == before.numpy().tobytes()
+    assert differs.tolist() == [float("-inf"), 0.0]
