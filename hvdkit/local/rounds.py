@@ -97,6 +97,7 @@ class Rounds:
         self._tokens: float | None = None
         self._under_way: UnderWay | None = None
         self._hook: Any = None
+        self._was_entered = False
         self.news: list[str] = []
         """Why rounds got another length, in sentences; whoever shows them clears them."""
         self.shares: list[float] | None = None
@@ -113,6 +114,7 @@ class Rounds:
             fragment.outer.copy_(fragment.own())
         self._connect()  # which may measure the collectives
         self._hook = self._inner.register_step_post_hook(self._after_step)
+        self._was_entered = True
         self._meter.resume()
         return self
 
@@ -125,6 +127,14 @@ class Rounds:
                 self.synchronize()
         finally:
             self._hook.remove()
+            self._hook = None
+
+    def _check_entered(self, what: str, *, or_left: bool = False) -> None:
+        """Raise RuntimeError outside the context: entering it is what gives all ranks the same weights."""
+        if self._hook is None and not (or_left and self._was_entered):
+            raise RuntimeError(
+                f"local updates: {what} needs the context: enter it first, as in `with DiLoCo(...) as diloco:`"
+            )
 
     def count(self, tokens: float) -> None:
         """Let the next inner step weigh `tokens` (added up until then) in the mean; every step weighs 1 otherwise.
@@ -139,8 +149,9 @@ class Rounds:
         """Wait until all ranks are here, and bring all fragments together: then all hold the outer weights. Collective.
 
         Ranks may come after different numbers of steps: who waits takes part in what the others exchange. A new round
-        begins.
+        begins. Raises RuntimeError outside the context.
         """
+        self._check_entered("synchronize()")
         begun = time.perf_counter()
         if self._under_way is not None:
             self._finish(waits=True)
@@ -154,7 +165,11 @@ class Rounds:
 
     @contextmanager
     def outer_model(self) -> Iterator[None]:
-        """Within it the model has the outer weights, equal on all ranks, in place of this rank's own."""
+        """Within it the model has the outer weights, equal on all ranks, in place of this rank's own.
+
+        Raises RuntimeError before the rounds' own context was entered.
+        """
+        self._check_entered("outer_model()", or_left=True)
         own = [fragment.own() for fragment in self._fragments]
         for fragment in self._fragments:
             fragment.take(fragment.outer)
@@ -168,8 +183,10 @@ class Rounds:
         """What this rank needs, beside its model's and inner optimizer's state, to go on to the bit.
 
         "outer" and "outer_optimizer" are the same on all ranks. An exchange under way is waited for, and its result
-        kept until it is due. Call it on all ranks after the same exchanges.
+        kept until it is due. Call it on all ranks after the same exchanges. Raises RuntimeError before the context was
+        entered.
         """
+        self._check_entered("state_dict()", or_left=True)
         return {
             "outer": [fragment.outer for fragment in self._fragments],
             "outer_optimizer": self._outer.optimizer.state_dict(),
@@ -184,8 +201,9 @@ class Rounds:
     def load_state_dict(self, state: dict[str, Any], *, outer_only: bool = False) -> None:
         """Go on from a `state_dict()`, within the context; with `outer_only` at the beginning of a round.
 
-        Raises ValueError for a state of other parameters or fragments.
+        Raises ValueError for a state of other parameters or fragments, RuntimeError outside the context.
         """
+        self._check_entered("load_state_dict()")
         lengths = [len(outer) for outer in state["outer"]]
         if lengths != [fragment.outer.numel() for fragment in self._fragments]:
             raise ValueError(

@@ -52,9 +52,32 @@ def test_going_on_to_the_bit(world: World, options: dict[str, Any], stop: int) -
 
 def test_a_state_of_other_fragments_is_refused(world: World) -> None:
     model = make_model()
-    state = hvd.DiLoCo(model, adamw(model), fragments=2).state_dict()
-    with pytest.raises(ValueError, match=r"the state has fragments of \[.*\] values"):
-        hvd.DiLoCo(model, adamw(model), fragments=3).load_state_dict(state)
+    with hvd.DiLoCo(model, adamw(model), fragments=2) as diloco:
+        state = diloco.state_dict()
+    with hvd.DiLoCo(model, adamw(model), fragments=3) as diloco:
+        with pytest.raises(ValueError, match=r"the state has fragments of \[.*\] values"):
+            diloco.load_state_dict(state)
+
+
+def test_what_needs_the_context(world: World) -> None:
+    """Before it there are no outer weights; after it the state can still be saved."""
+    model = make_model()
+    diloco = hvd.DiLoCo(model, adamw(model))
+    uses: dict[str, Any] = {
+        "synchronize": diloco.synchronize,
+        "outer_model": lambda: diloco.outer_model().__enter__(),
+        "state_dict": diloco.state_dict,
+        "load_state_dict": lambda: diloco.load_state_dict({}),
+    }
+    for name, use in uses.items():
+        with pytest.raises(RuntimeError, match=rf"{name}\(\) needs the context: enter it first"):
+            use()
+    with diloco:
+        pass
+    with diloco.outer_model():
+        assert diloco.state_dict()["outer"]
+    with pytest.raises(RuntimeError, match="needs the context"):
+        diloco.load_state_dict(diloco.state_dict())
 
 
 def test_adaptive_rounds_are_the_same_on_all_ranks(world: World) -> None:

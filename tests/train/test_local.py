@@ -156,6 +156,25 @@ def test_a_checkpoint_has_the_outer_model_and_synchronous_training_goes_on(world
     Job(world, read_configuration(words)).run()
 
 
+@pytest.mark.parametrize(("saved", "words", "wanted"), [
+    ("diloco", ["--outer-lr", "0.1", "--outer-momentum", "0"], (0.1, 0.0, False)),
+    ("sgd", ["--local", "diloco"], (0.7, 0.9, True)),
+    ("diloco", ["--local", "sgd", "--outer-lr", "0.7"], (1.0, 0, False)),
+])  # fmt: skip
+def test_the_outer_optimizer_is_the_command_lines(
+    world: World, shared_path: Path, saved: str, words: list[str], wanted: tuple[float, float, bool]
+) -> None:
+    """Its momentum is the saved run's; a run that took plain means has none."""
+    data = write_text_together(world, shared_path / "text")
+    Job(world, configure(data, shared_path / "run", local=saved, sync_every=4, steps=9)).run()
+    resume = ["--resume", str(shared_path / "run"), "--out", str(shared_path / "on"), "--steps", "18", *words]
+    job = Job(world, read_configuration(resume))
+    outer = job.aggregation._outer  # type: ignore[attr-defined]
+    assert [(g["lr"], g["momentum"], g["nesterov"]) for g in outer.param_groups] == [wanted] * len(outer.param_groups)
+    assert bool(outer.state) == (saved == "diloco")
+    job.run()
+
+
 @pytest.mark.parametrize(("options", "words"), [
     ({"local": "diloco", "sharding": 1}, "--sharding 1 must be 0 with --local diloco"),
     ({"local": "sgd", "compression": "int8"}, "which sends no gradients: use --outer-compression"),
