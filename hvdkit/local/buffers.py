@@ -23,14 +23,14 @@ class Buffers:
         self._means, self._wholes = state
         self._parts = [*_split(self._means, floating), *_split(self._wholes, others)]
 
-    def combine(self, share: float, collectives: Collectives) -> None:
+    def combine(self, share: float, name: str, collectives: Collectives) -> None:
         """Exchange the values; `share` is this rank's weight, all ranks' sum to 1. Collective.
 
         A message of 16 bytes per buffer, then an all-reduce per kind of those that differ between ranks.
         """
         if not self._parts:
             return
-        everyone = collectives.gather_objects([_digest(part) for part in self._parts], "hvdkit.local.buffers.digests")
+        everyone = collectives.gather_objects([_digest(part) for part in self._parts], f"{name}.digests")
         differ = [len(set(digests)) > 1 for digests in zip(*everyone, strict=True)]
         weights: dict[torch.dtype, float] = {torch.float64: share, torch.int64: int(collectives.index == 0)}
         for dtype, weight in weights.items():
@@ -38,7 +38,7 @@ class Buffers:
             if parts:
                 flat = torch.cat(parts)
                 flat = flat.mul_(weight) if weight else torch.zeros_like(flat)  # 0 times -inf would be NaN
-                summed = collectives.all_reduce_async_(flat, f"hvdkit.local.buffers.{dtype}").wait()
+                summed = collectives.all_reduce_async_(flat, f"{name}.{dtype}").wait()
                 for part, values in zip(parts, summed.split([part.numel() for part in parts]), strict=True):
                     part.copy_(values)
 

@@ -22,20 +22,31 @@ import torch
 from torch import nn
 
 from hvdkit.local.buffers import Buffers
-from hvdkit.local.checks import Level, Pace, check_agreement, check_names, check_options, trained_parameters
+from hvdkit.local.checks import (
+    Level,
+    Pace,
+    check_agreement,
+    check_is_local,
+    check_names,
+    check_optimizers,
+    check_options,
+    next_number,
+    trained_parameters,
+)
 from hvdkit.local.clock import Clock
 from hvdkit.local.exchange import Report, exchange, norm
 from hvdkit.local.fragments import Fragment, partition
 from hvdkit.local.meter import Meter
-from hvdkit.local.nodes import average_within, node_numbers
+from hvdkit.local.nodes import node_numbers, node_set
 from hvdkit.local.outer import Outer
 from hvdkit.local.pace import inner_steps, shares_of_work
 from hvdkit.local.schedule import Measured, Schedule, parse_schedule
 from hvdkit.local.statistics import Statistics
 from hvdkit.local.sums import sum_by
 from hvdkit.local.under_way import UnderWay
+from hvdkit.optim import DistributedOptimizer
 from hvdkit.optim.compression import NoneCompressor, resolve
-from hvdkit.optim.wrapped import Connection
+from hvdkit.optim.wrapped import Connection, unwrap
 from hvdkit.runtime import require_world, together
 from hvdkit.runtime.dropin.functions import broadcast_parameters
 
@@ -69,6 +80,7 @@ class Rounds:
         self._overlap_steps, self._mixing, self._pace = overlap_steps, mixing, pace
 
         def prepare() -> list[tuple[str, torch.Tensor]]:
+            check_optimizers(inner, outer)
             named = trained_parameters(model, inner)
             check_options(world, overlap_steps, mixing, level, pace)
             check_names(world, compression, strategy, named)
@@ -85,8 +97,12 @@ class Rounds:
             "compression": resolve(compression), "level": level, "pace": pace, "strategy": strategy,
             "the outer optimizer": (type(outer).__name__, groups),
         })  # fmt: skip
+        self._number = next_number(world)
+        self._exchanges = 0
+        self._named, self._level = named, level
+        self._node: Any = None
         if level != "all":
-            average_within(world, inner, node_numbers(world) if level == "nodes" else level, named)
+            self._node = node_set(world, node_numbers(world) if level == "nodes" else level)
         self._is_whole = resolve(compression) is NoneCompressor
         self._sums = [sum_by(resolve(compression), [p.shape for p in f.parameters], f.outer) for f in self._fragments]
         self._connect = Connection(None, strategy, lambda: [parameter for _, parameter in named])
@@ -95,6 +111,7 @@ class Rounds:
         self._meter = Meter(fragments)
         self._weights = [0.0] * fragments
         self._tokens: float | None = None
+        self._counts: bool | None = None
         self._under_way: UnderWay | None = None
         self._hook: Any = None
         self._was_entered = False
@@ -108,10 +125,16 @@ class Rounds:
     # -- for users
 
     def __enter__(self: R) -> R:
-        """Every rank takes rank 0's parameters and buffers; from now on each inner step counts. Collective."""
+        """Every rank takes rank 0's parameters and buffers; from now on each inner step counts. Collective.
+
+        Raises ConfigError if the inner optimizer averages gradients over all ranks.
+        """
+        together(self._world, lambda: check_is_local(self._inner, self._level))
         broadcast_parameters(self._model.state_dict(), root_rank=0)
         for fragment in self._fragments:
             fragment.outer.copy_(fragment.own())
+        if self._node is not None:
+            DistributedOptimizer(self._inner, self._named, process_set=self._node)
         self._connect()  # which may measure the collectives
         self._hook = self._inner.register_step_post_hook(self._after_step)
         self._was_entered = True
@@ -128,6 +151,8 @@ class Rounds:
         finally:
             self._hook.remove()
             self._hook = None
+            if self._node is not None:
+                unwrap(self._inner)
 
     def _check_entered(self, what: str, *, or_left: bool = False) -> None:
         """Raise RuntimeError outside the context: entering it is what gives all ranks the same weights."""
@@ -139,7 +164,8 @@ class Rounds:
     def count(self, tokens: float) -> None:
         """Let the next inner step weigh `tokens` (added up until then) in the mean; every step weighs 1 otherwise.
 
-        Every rank must count, in every step, or none. Raises ValueError for a negative or infinite number.
+        Every rank must count, in every step, or none: else the next synchronisation raises DivergenceError. Raises
+        ValueError for a negative or infinite number.
         """
         if not 0 <= tokens < float("inf"):
             raise ValueError(f"count: tokens={tokens} is not a weight; it must be a finite number, 0 or more")
@@ -221,7 +247,7 @@ class Rounds:
         for sums, kept in zip(self._sums, state["residuals"], strict=True):
             sums.load_state_dict(kept)
         self._meter.load_state_dict(state["meter"])
-        self._weights, self.shares = list(state["weights"]), state["shares"]
+        self._weights, self.shares, self._counts = list(state["weights"]), state["shares"], None
         self._under_way = None
         if state["under_way"] is not None:
             self._under_way = UnderWay.from_state(state["under_way"], list(self._model.buffers()))
@@ -229,6 +255,7 @@ class Rounds:
     # -- one step, one exchange
 
     def _after_step(self, *_: Any) -> None:
+        self._counts = self._tokens is not None
         work, self._tokens = (1.0, None) if self._tokens is None else (self._tokens, 0.0)
         self._meter.step(work)
         self._weights = [weight + work for weight in self._weights]
@@ -261,17 +288,21 @@ class Rounds:
         ends_round = self._clock.advance()
         if ends_round:
             self._meter.end_round()
+        self._exchanges += 1
         mine = Report(
             weight=self._weights[number], distance=distance, steps=self._clock.steps, step_s=self._meter.step_s,
             rate=self._meter.rate, synchronisation_s=sum(self._meter.exchange_s), waits=waits,
+            exchange=f"exchange {self._exchanges} of {type(self).__name__} number {self._number}", counts=self._counts,
         )  # fmt: skip
         self._weights[number] = 0.0
         buffers = Buffers(list(self._model.buffers())) if ends_round else None
         collectives = self._connect()
         assert collectives is not None
         self._under_way = UnderWay(number, ends_round, is_mean, self._overlap_steps, buffers)
+        # Exchanges that block come in one order, and by one name, so that ranks in different objects meet and are told.
+        name = f"hvdkit.local.{self._number}" if self._overlap_steps else "hvdkit.local"
         self._under_way.start(
-            lambda: exchange(flat, mine, sums, buffers, f"hvdkit.local.{number}", collectives),
+            lambda: exchange(flat, mine, sums, buffers, name, collectives),
             collectives if self._overlap_steps and not waits else None,
         )
 

@@ -98,7 +98,7 @@ def test_buffers(world: World, collectives: Collectives) -> None:
     shares = [2 * (rank + 1) / (world.size * (world.size + 1)) for rank in range(world.size)]
     taken = Buffers([mean, count, flag])
     mean.fill_(99.0)
-    taken.combine(shares[world.rank], collectives)
+    taken.combine(shares[world.rank], "tests.buffers", collectives)
     taken.write()
     wanted = sum(rank * share for rank, share in enumerate(shares))
     torch.testing.assert_close(mean, torch.full((2,), wanted))
@@ -113,7 +113,7 @@ def test_buffers_that_are_the_same_stay_as_they_are(world: World, collectives: C
     buffers = [mask, tenths, lost, empty, differs]
     wanted = [buffer.clone() for buffer in buffers[:4]]
     taken = Buffers(buffers)
-    taken.combine(float(world.rank == 0), collectives)
+    taken.combine(float(world.rank == 0), "tests.buffers", collectives)
     taken.write()
     for buffer, before in zip(buffers, wanted, strict=False):
         assert buffer.numpy().tobytes() == before.numpy().tobytes()
