@@ -203,8 +203,26 @@ def test_options_that_the_job_refuses(world: World, shared_path: Path) -> None:
 def test_the_command_line(tmp_path: Path) -> None:
     assert parse(["--local", "sgd", "--sync-every", "5"]).sync_every == 5
     assert parse(["--local", "sgd", "--sync-every", "10@0,50@200"]).sync_every == "10@0,50@200"
-    parse(["--sync-every", "adaptive:min=3"]).write(tmp_path / "config.yaml")
-    assert parse(["--config", str(tmp_path / "config.yaml")]) == TrainConfig(sync_every="adaptive:min=3")
+    parse(["--local", "sgd", "--sync-every", "adaptive:min=3"]).write(tmp_path / "config.yaml")
+    wanted = TrainConfig(local="sgd", sync_every="adaptive:min=3")
+    assert parse(["--config", str(tmp_path / "config.yaml")]) == wanted
+
+
+def test_options_of_rounds_without_rounds(tmp_path: Path) -> None:
+    """Are one error; but a saved run's are no mistake, whatever it goes on as."""
+    words = ["--sync-every", "5", "--pace", "proportional", "--outer-lr", "0.7"]
+    with pytest.raises(ConfigError, match=r"^--sync-every 5, --pace proportional: of rounds, which --local none"):
+        parse(words)
+    with pytest.raises(ConfigError, match=r"--divide goes with none of .*--local"):
+        TrainConfig(divide=["a", "b"], local="sgd")
+    run = tmp_path / "run"
+    run.mkdir()
+    TrainConfig(local="diloco", sync_every=5).write(run / "config.yaml")
+    resume = ["--resume", str(run)]
+    assert read_configuration([*resume, "--outer-lr", "0.1"]).outer_lr == 0.1
+    assert read_configuration([*resume, "--local", "none"]).sync_every == 5
+    with pytest.raises(ConfigError, match=r"^--fragments 2: of rounds"):
+        read_configuration([*resume, "--local", "none", "--fragments", "2"])
 
 
 def test_parts_of_a_batch_in_proportion() -> None:
