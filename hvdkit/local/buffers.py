@@ -34,7 +34,9 @@ class Buffers:
         differ = [len(set(digests)) > 1 for digests in zip(*everyone, strict=True)]
         weights: dict[torch.dtype, float] = {torch.float64: share, torch.int64: int(collectives.index == 0)}
         for dtype, weight in weights.items():
-            parts = [part for part, is_other in zip(self._parts, differ, strict=True) if is_other and part.dtype == dtype]
+            parts = [
+                part for part, is_other in zip(self._parts, differ, strict=True) if is_other and part.dtype == dtype
+            ]
             if parts:
                 flat = torch.cat(parts)
                 flat = flat.mul_(weight) if weight else torch.zeros_like(flat)  # 0 times -inf would be NaN
@@ -60,7 +62,8 @@ def _flat(buffers: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
 
 
 def _split(flat: torch.Tensor, buffers: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-    return flat.split([buffer.numel() for buffer in buffers])
+    parts: Sequence[torch.Tensor] = flat.split([buffer.numel() for buffer in buffers])
+    return parts
 
 
 def _digest(part: torch.Tensor) -> bytes:

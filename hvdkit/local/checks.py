@@ -65,8 +65,8 @@ def check_is_local(inner: torch.optim.Optimizer, level: Level) -> None:
     """Raise ConfigError if `inner` averages gradients over all ranks already."""
     if isinstance(inner, Distributed) and not (level == "all" and inner._reducer.is_paused):
         raise ConfigError(
-            "the inner optimizer is a DistributedOptimizer, which averages gradients in every step: give the plain one, "
-            "or, after synchronous steps, make the rounds within `with inner.no_sync():`"
+            "the inner optimizer is a DistributedOptimizer, which averages gradients in every step: give the plain "
+            "one, or, after synchronous steps, make the rounds within `with inner.no_sync():`"
         )
 
 

@@ -91,14 +91,14 @@ def _check_same(reports: Sequence[Report]) -> None:
     for rank, report in enumerate(reports):
         if report.exchange != reports[0].exchange:
             raise DivergenceError(
-                f"local updates: rank 0 is at {reports[0].exchange}, rank {rank} at {report.exchange}; with several in a "
-                "program every rank must do as many steps within each, in one order"
+                f"local updates: rank 0 is at {reports[0].exchange}, rank {rank} at {report.exchange}; with several in "
+                "a program every rank must do as many steps within each, in one order"
             )
     counting = {report.counts: rank for rank, report in enumerate(reports)}
     if True in counting and False in counting:
         raise DivergenceError(
-            f"local updates: rank {counting[True]} calls count(), rank {counting[False]} does not; every rank must count "
-            "its tokens in every step, or none"
+            f"local updates: rank {counting[True]} calls count(), rank {counting[False]} does not; every rank must "
+            "count its tokens in every step, or none"
         )
 
 

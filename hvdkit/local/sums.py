@@ -36,7 +36,7 @@ class Whole:
 
 
 class Rounded:
-    """A sum in full precision, each part of it rounded by an elementwise compressor (bf16, say) on the rank that sums it.
+    """A sum in full precision, each part of it rounded by an elementwise compressor (bf16, say), on a rank each.
 
     That rank keeps what it rounded off for the next sum. Sends (p-1)/p of the bytes of the values and of the rounded
     ones: for 16 bits 3/4 of `Whole`'s. Rejected: rounded terms, whose sum is rounded again with nobody to keep that,

@@ -80,11 +80,11 @@ def wrap(optimizer: torch.optim.Optimizer, settings: Settings) -> torch.optim.Op
 
 def unwrap(optimizer: torch.optim.Optimizer) -> None:
     """Undo `wrap`: the same object, of its own class again, without a reducer."""
-    assert isinstance(optimizer, Distributed)
-    optimizer._reducer.close()
+    wrapped: Any = optimizer
+    wrapped._reducer.close()
     for name in ("_settings", "_connection", "_reducer", "_skips_synchronize"):
-        delattr(optimizer, name)
-    optimizer.__class__ = optimizer._base_class
+        delattr(wrapped, name)
+    wrapped.__class__ = wrapped._base_class
     _rebind_scheduled_step(optimizer)
 
 

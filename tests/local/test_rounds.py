@@ -54,9 +54,11 @@ def test_a_state_of_other_fragments_is_refused(world: World) -> None:
     model = make_model()
     with hvd.DiLoCo(model, adamw(model), fragments=2) as diloco:
         state = diloco.state_dict()
-    with hvd.DiLoCo(model, adamw(model), fragments=3) as diloco:
-        with pytest.raises(ValueError, match=r"the state has fragments of \[.*\] values"):
-            diloco.load_state_dict(state)
+    with (
+        hvd.DiLoCo(model, adamw(model), fragments=3) as diloco,
+        pytest.raises(ValueError, match=r"the state has fragments of \[.*\] values"),
+    ):
+        diloco.load_state_dict(state)
 
 
 def test_what_needs_the_context(world: World) -> None:
@@ -252,7 +254,7 @@ def test_two_in_one_program(world: World, overlap_steps: int) -> None:
     both(5)
     assert_equal(one, alone, 0.0 if world.size <= 2 or world.backend == "mpi" else 1e-12)
     if world.size > 1 and not overlap_steps:
-        with pytest.raises(DivergenceError, match=r"rank 0 is at exchange \d+ of .* number \d+, rank 1 at exchange \d+"):
+        with pytest.raises(DivergenceError, match=r"rank 0 is at exchange \d+ of .* number \d+, rank 1 at exchange"):
             both(5 + 4 * min(world.rank, 1))
 
 
