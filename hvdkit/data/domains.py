@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from hvdkit.data.sources import TextFile, find_sources, python_parts
@@ -19,8 +20,9 @@ class Domain:
 
 
 def find_domains(arguments: Sequence[str]) -> list[Domain]:
-    """A domain for each of `arguments` (folders, globs, files, functions), in order, named by its last part; without
-    arguments the parts of Python's standard library, by package. Not collective.
+    """A domain for each of `arguments` (folders, globs, files, functions), in order, named by its last part (by all of
+    them, then also a number, where names would be equal); without arguments the parts of Python's standard library, by
+    package. Not collective.
 
     Raises DataError for fewer than two, and for a file that two of them hold: it could be held out in one only.
     """
@@ -41,10 +43,13 @@ def find_domains(arguments: Sequence[str]) -> list[Domain]:
 def _names(arguments: Sequence[str]) -> list[str]:
     last = [_last_part(argument) for argument in arguments]
     counts = Counter(last)
-    return [
-        name if counts[name] == 1 else _fit("-".join(Path(argument).parts))
-        for name, argument in zip(last, arguments, strict=True)
-    ]
+    names: list[str] = []
+    for name, argument in zip(last, arguments, strict=True):
+        wanted = name if counts[name] == 1 else _fit("-".join(Path(argument).parts))
+        others = {*names, *(other for other in last if counts[other] == 1 and other != name)}
+        numbered = (f"{wanted}-{number}" for number in count(2))  # "x y" and "x-y" are both fit as x-y
+        names.append(wanted if wanted not in others else next(name for name in numbered if name not in others))
+    return names
 
 
 def _last_part(argument: str) -> str:

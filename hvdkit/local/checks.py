@@ -8,6 +8,7 @@ import torch
 from hvdkit.errors import ConfigError, DivergenceError
 from hvdkit.optim.compression import resolve
 from hvdkit.optim.distributed import check_strategy
+from hvdkit.optim.wrapped import Distributed
 from hvdkit.runtime import World, gather_objects
 
 Level = Literal["all", "nodes"] | Sequence[int]
@@ -35,6 +36,38 @@ def trained_parameters(
     if len({parameter.device for _, parameter in named}) > 1:
         raise ConfigError("the trained parameters must all be on one device")
     return named
+
+
+class _Numbers:
+    """How many `Rounds` a world's ranks have made; an attachment of the world."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def next_number(world: World) -> int:
+    """What tells one `Rounds` object from others: all ranks make them in one order, so they number them alike."""
+    numbers: _Numbers = world.attachments.setdefault("hvdkit.local", _Numbers())
+    numbers.made += 1
+    return numbers.made
+
+
+def check_optimizers(inner: torch.optim.Optimizer, outer: torch.optim.Optimizer) -> None:
+    """Raise ConfigError if they are one."""
+    if outer is inner:
+        raise ConfigError("the outer optimizer is the inner one; it must be another, made for the same parameters")
+
+
+def check_is_local(inner: torch.optim.Optimizer, level: Level) -> None:
+    """Raise ConfigError if `inner` averages gradients over all ranks already."""
+    if isinstance(inner, Distributed) and not (level == "all" and inner._reducer.is_paused):
+        raise ConfigError(
+            "the inner optimizer is a DistributedOptimizer, which averages gradients in every step: give the plain "
+            "one, or, after synchronous steps, make the rounds within `with inner.no_sync():`"
+        )
 
 
 def check_agreement(world: World, named: list[tuple[str, torch.Tensor]], options: dict[str, Any]) -> None:

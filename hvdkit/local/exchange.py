@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from hvdkit.collectives import Collectives
-from hvdkit.errors import HvdkitError
+from hvdkit.errors import DivergenceError, HvdkitError
 from hvdkit.local.buffers import Buffers
 from hvdkit.optim.compression import BucketCompression
 
@@ -34,6 +34,10 @@ class Report:
     """What an exchange of all fragments takes once all ranks are there, lately; 0 while unknown."""
     waits: bool
     """Whether it makes no steps until all ranks wait."""
+    exchange: str = ""
+    """Which one this is: the `Rounds` object that it belongs to, and its number there."""
+    counts: bool | None = None
+    """Whether its steps are counted (see `Rounds.count`); None while it has made none."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,12 @@ def exchange(
 ) -> Outcome:  # fmt: skip
     """The mean of all ranks' `flat`, (n,), in place, weighted as they report. Collective.
 
-    Sends what `sums` sends of `flat`, and some hundred bytes to each rank. Raises HvdkitError on all ranks, before
-    any of their state changes, if a rank's distance is not finite.
+    Sends what `sums` sends of `flat`, and some hundred bytes to each rank. Raises on all ranks, before any of their
+    state changes, DivergenceError if they are not at the same exchange or only some count, and HvdkitError if a rank's
+    distance is not finite.
     """
     reports: list[Report] = collectives.gather_objects(mine, f"{name}.report")
+    _check_same(reports)
     _check_finite(reports)
     begun = time.perf_counter()
     outcome = Outcome(flat, reports, 0.0, 0.0)
@@ -77,8 +83,23 @@ def exchange(
     if any(outcome.shares):
         sent = sums.sum_(flat.mul_(share), name, collectives)
         if buffers is not None:
-            buffers.combine(share, collectives)
+            buffers.combine(share, f"{name}.buffers", collectives)
     return Outcome(flat, reports, sent, time.perf_counter() - begun)
+
+
+def _check_same(reports: Sequence[Report]) -> None:
+    for rank, report in enumerate(reports):
+        if report.exchange != reports[0].exchange:
+            raise DivergenceError(
+                f"local updates: rank 0 is at {reports[0].exchange}, rank {rank} at {report.exchange}; with several in "
+                "a program every rank must do as many steps within each, in one order"
+            )
+    counting = {report.counts: rank for rank, report in enumerate(reports)}
+    if True in counting and False in counting:
+        raise DivergenceError(
+            f"local updates: rank {counting[True]} calls count(), rank {counting[False]} does not; every rank must "
+            "count its tokens in every step, or none"
+        )
 
 
 def _check_finite(reports: Sequence[Report]) -> None:

@@ -5,10 +5,8 @@ a node's sum across the wire once.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
-
-from hvdkit.optim import DistributedOptimizer
 from hvdkit.runtime import World, gather_objects
 from hvdkit.runtime.process_sets import process_set_of
 
@@ -19,18 +17,15 @@ def node_numbers(world: World) -> list[int]:
     return [names.index(name) for name in names]
 
 
-def average_within(
-    world: World, inner: torch.optim.Optimizer, nodes: Sequence[int], named_parameters: list[tuple[str, torch.Tensor]]
-) -> None:
-    """Make `inner` average gradients over the ranks with this rank's number in `nodes`, one per rank. Collective.
+def node_set(world: World, nodes: Sequence[int]) -> Any:
+    """The process set of the ranks with this rank's number in `nodes`, one per rank. Collective.
 
-    Nodes of one rank each change nothing. Raises HvdkitError on all ranks unless `hvd.init(process_sets="dynamic")` has
-    made sets possible.
+    None for nodes of one rank each. Raises HvdkitError on all ranks unless `hvd.init(process_sets="dynamic")` has made
+    sets possible.
     """
     members = [[rank for rank, node in enumerate(nodes) if node == number] for number in sorted(set(nodes))]
     if len(members) == world.size:
-        return
+        return None
     # Every rank makes all sets, in one order.
     sets = [process_set_of(ranks) for ranks in members]
-    own = next(chosen for chosen, ranks in zip(sets, members, strict=True) if world.rank in ranks)
-    DistributedOptimizer(inner, named_parameters, process_set=own)
+    return next(chosen for chosen, ranks in zip(sets, members, strict=True) if world.rank in ranks)

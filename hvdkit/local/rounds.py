@@ -22,20 +22,31 @@ import torch
 from torch import nn
 
 from hvdkit.local.buffers import Buffers
-from hvdkit.local.checks import Level, Pace, check_agreement, check_names, check_options, trained_parameters
+from hvdkit.local.checks import (
+    Level,
+    Pace,
+    check_agreement,
+    check_is_local,
+    check_names,
+    check_optimizers,
+    check_options,
+    next_number,
+    trained_parameters,
+)
 from hvdkit.local.clock import Clock
 from hvdkit.local.exchange import Report, exchange, norm
 from hvdkit.local.fragments import Fragment, partition
 from hvdkit.local.meter import Meter
-from hvdkit.local.nodes import average_within, node_numbers
+from hvdkit.local.nodes import node_numbers, node_set
 from hvdkit.local.outer import Outer
 from hvdkit.local.pace import inner_steps, shares_of_work
 from hvdkit.local.schedule import Measured, Schedule, parse_schedule
 from hvdkit.local.statistics import Statistics
 from hvdkit.local.sums import sum_by
 from hvdkit.local.under_way import UnderWay
+from hvdkit.optim import DistributedOptimizer
 from hvdkit.optim.compression import NoneCompressor, resolve
-from hvdkit.optim.wrapped import Connection
+from hvdkit.optim.wrapped import Connection, unwrap
 from hvdkit.runtime import require_world, together
 from hvdkit.runtime.dropin.functions import broadcast_parameters
 
@@ -69,6 +80,7 @@ class Rounds:
         self._overlap_steps, self._mixing, self._pace = overlap_steps, mixing, pace
 
         def prepare() -> list[tuple[str, torch.Tensor]]:
+            check_optimizers(inner, outer)
             named = trained_parameters(model, inner)
             check_options(world, overlap_steps, mixing, level, pace)
             check_names(world, compression, strategy, named)
@@ -85,8 +97,12 @@ class Rounds:
             "compression": resolve(compression), "level": level, "pace": pace, "strategy": strategy,
             "the outer optimizer": (type(outer).__name__, groups),
         })  # fmt: skip
+        self._number = next_number(world)
+        self._exchanges = 0
+        self._named, self._level = named, level
+        self._node: Any = None
         if level != "all":
-            average_within(world, inner, node_numbers(world) if level == "nodes" else level, named)
+            self._node = node_set(world, node_numbers(world) if level == "nodes" else level)
         self._is_whole = resolve(compression) is NoneCompressor
         self._sums = [sum_by(resolve(compression), [p.shape for p in f.parameters], f.outer) for f in self._fragments]
         self._connect = Connection(None, strategy, lambda: [parameter for _, parameter in named])
@@ -95,8 +111,10 @@ class Rounds:
         self._meter = Meter(fragments)
         self._weights = [0.0] * fragments
         self._tokens: float | None = None
+        self._counts: bool | None = None
         self._under_way: UnderWay | None = None
         self._hook: Any = None
+        self._was_entered = False
         self.news: list[str] = []
         """Why rounds got another length, in sentences; whoever shows them clears them."""
         self.shares: list[float] | None = None
@@ -107,12 +125,19 @@ class Rounds:
     # -- for users
 
     def __enter__(self: R) -> R:
-        """Every rank takes rank 0's parameters and buffers; from now on each inner step counts. Collective."""
+        """Every rank takes rank 0's parameters and buffers; from now on each inner step counts. Collective.
+
+        Raises ConfigError if the inner optimizer averages gradients over all ranks.
+        """
+        together(self._world, lambda: check_is_local(self._inner, self._level))
         broadcast_parameters(self._model.state_dict(), root_rank=0)
         for fragment in self._fragments:
             fragment.outer.copy_(fragment.own())
+        if self._node is not None:
+            DistributedOptimizer(self._inner, self._named, process_set=self._node)
         self._connect()  # which may measure the collectives
         self._hook = self._inner.register_step_post_hook(self._after_step)
+        self._was_entered = True
         self._meter.resume()
         return self
 
@@ -125,11 +150,22 @@ class Rounds:
                 self.synchronize()
         finally:
             self._hook.remove()
+            self._hook = None
+            if self._node is not None:
+                unwrap(self._inner)
+
+    def _check_entered(self, what: str, *, or_left: bool = False) -> None:
+        """Raise RuntimeError outside the context: entering it is what gives all ranks the same weights."""
+        if self._hook is None and not (or_left and self._was_entered):
+            raise RuntimeError(
+                f"local updates: {what} needs the context: enter it first, as in `with DiLoCo(...) as diloco:`"
+            )
 
     def count(self, tokens: float) -> None:
         """Let the next inner step weigh `tokens` (added up until then) in the mean; every step weighs 1 otherwise.
 
-        Every rank must count, in every step, or none. Raises ValueError for a negative or infinite number.
+        Every rank must count, in every step, or none: else the next synchronisation raises DivergenceError. Raises
+        ValueError for a negative or infinite number.
         """
         if not 0 <= tokens < float("inf"):
             raise ValueError(f"count: tokens={tokens} is not a weight; it must be a finite number, 0 or more")
@@ -139,8 +175,9 @@ class Rounds:
         """Wait until all ranks are here, and bring all fragments together: then all hold the outer weights. Collective.
 
         Ranks may come after different numbers of steps: who waits takes part in what the others exchange. A new round
-        begins.
+        begins. Raises RuntimeError outside the context.
         """
+        self._check_entered("synchronize()")
         begun = time.perf_counter()
         if self._under_way is not None:
             self._finish(waits=True)
@@ -154,7 +191,11 @@ class Rounds:
 
     @contextmanager
     def outer_model(self) -> Iterator[None]:
-        """Within it the model has the outer weights, equal on all ranks, in place of this rank's own."""
+        """Within it the model has the outer weights, equal on all ranks, in place of this rank's own.
+
+        Raises RuntimeError before the rounds' own context was entered.
+        """
+        self._check_entered("outer_model()", or_left=True)
         own = [fragment.own() for fragment in self._fragments]
         for fragment in self._fragments:
             fragment.take(fragment.outer)
@@ -168,8 +209,10 @@ class Rounds:
         """What this rank needs, beside its model's and inner optimizer's state, to go on to the bit.
 
         "outer" and "outer_optimizer" are the same on all ranks. An exchange under way is waited for, and its result
-        kept until it is due. Call it on all ranks after the same exchanges.
+        kept until it is due. Call it on all ranks after the same exchanges. Raises RuntimeError before the context was
+        entered.
         """
+        self._check_entered("state_dict()", or_left=True)
         return {
             "outer": [fragment.outer for fragment in self._fragments],
             "outer_optimizer": self._outer.optimizer.state_dict(),
@@ -184,8 +227,9 @@ class Rounds:
     def load_state_dict(self, state: dict[str, Any], *, outer_only: bool = False) -> None:
         """Go on from a `state_dict()`, within the context; with `outer_only` at the beginning of a round.
 
-        Raises ValueError for a state of other parameters or fragments.
+        Raises ValueError for a state of other parameters or fragments, RuntimeError outside the context.
         """
+        self._check_entered("load_state_dict()")
         lengths = [len(outer) for outer in state["outer"]]
         if lengths != [fragment.outer.numel() for fragment in self._fragments]:
             raise ValueError(
@@ -203,7 +247,7 @@ class Rounds:
         for sums, kept in zip(self._sums, state["residuals"], strict=True):
             sums.load_state_dict(kept)
         self._meter.load_state_dict(state["meter"])
-        self._weights, self.shares = list(state["weights"]), state["shares"]
+        self._weights, self.shares, self._counts = list(state["weights"]), state["shares"], None
         self._under_way = None
         if state["under_way"] is not None:
             self._under_way = UnderWay.from_state(state["under_way"], list(self._model.buffers()))
@@ -211,6 +255,7 @@ class Rounds:
     # -- one step, one exchange
 
     def _after_step(self, *_: Any) -> None:
+        self._counts = self._tokens is not None
         work, self._tokens = (1.0, None) if self._tokens is None else (self._tokens, 0.0)
         self._meter.step(work)
         self._weights = [weight + work for weight in self._weights]
@@ -243,17 +288,21 @@ class Rounds:
         ends_round = self._clock.advance()
         if ends_round:
             self._meter.end_round()
+        self._exchanges += 1
         mine = Report(
             weight=self._weights[number], distance=distance, steps=self._clock.steps, step_s=self._meter.step_s,
             rate=self._meter.rate, synchronisation_s=sum(self._meter.exchange_s), waits=waits,
+            exchange=f"exchange {self._exchanges} of {type(self).__name__} number {self._number}", counts=self._counts,
         )  # fmt: skip
         self._weights[number] = 0.0
         buffers = Buffers(list(self._model.buffers())) if ends_round else None
         collectives = self._connect()
         assert collectives is not None
         self._under_way = UnderWay(number, ends_round, is_mean, self._overlap_steps, buffers)
+        # Exchanges that block come in one order, and by one name, so that ranks in different objects meet and are told.
+        name = f"hvdkit.local.{self._number}" if self._overlap_steps else "hvdkit.local"
         self._under_way.start(
-            lambda: exchange(flat, mine, sums, buffers, f"hvdkit.local.{number}", collectives),
+            lambda: exchange(flat, mine, sums, buffers, name, collectives),
             collectives if self._overlap_steps and not waits else None,
         )
 

@@ -113,7 +113,7 @@ def parse_schedule(text: "str | int | Schedule") -> Schedule:
 
     Raises ConfigError, naming what there is.
     """
-    if not isinstance(text, str | int):
+    if hasattr(text, "first") and hasattr(text, "following"):
         return text
     words = str(text)
     try:

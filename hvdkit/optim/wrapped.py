@@ -78,6 +78,16 @@ def wrap(optimizer: torch.optim.Optimizer, settings: Settings) -> torch.optim.Op
     return optimizer
 
 
+def unwrap(optimizer: torch.optim.Optimizer) -> None:
+    """Undo `wrap`: the same object, of its own class again, without a reducer."""
+    wrapped: Any = optimizer
+    wrapped._reducer.close()
+    for name in ("_settings", "_connection", "_reducer", "_skips_synchronize"):
+        delattr(wrapped, name)
+    wrapped.__class__ = wrapped._base_class
+    _rebind_scheduled_step(optimizer)
+
+
 def change_class(
     optimizer: torch.optim.Optimizer, base: type[torch.optim.Optimizer], methods: "type[Distributed]",
     settings: Settings, connection: "Connection", reducer: Reducer,

@@ -34,7 +34,10 @@ def read_configuration(words: list[str]) -> TrainConfig:
     config = parse(words)
     if config.resume is None:
         return config
-    return parse(words, defaults=saved_config(Path(config.resume)))
+    saved = saved_config(Path(config.resume))
+    config = parse(words, defaults=saved)
+    config.check_rounds(vars(parse(["--resume", str(config.resume)], defaults=saved)))
+    return config
 
 
 def _read_quietly(words: list[str]) -> TrainConfig:

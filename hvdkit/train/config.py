@@ -1,5 +1,6 @@
 """What a training run does: one dataclass, from which the command line and the YAML file are derived."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
 
 Options = TypeVar("Options")
 Local = Literal["none", "sgd", "post-local", "diloco"]
+ROUND_OPTIONS = (
+    "sync_every", "outer_lr", "outer_momentum", "fragments", "overlap_steps", "outer_compression", "local_after",
+    "local_level", "pace",
+)  # fmt: skip
+"""What matters with `local` only."""
 Scaling = Literal["weak", "weak-linear-lr", "weak-sqrt-lr", "strong"]
 
 
@@ -127,6 +133,8 @@ class TrainConfig:
         if faults:
             raise ConfigError("; ".join(faults))
         self._check_divide()
+        if not self.resume:  # what the run was saved with is not known here
+            self.check_rounds({item.name: item.default for item in fields(self)})
         _ = self.corpus  # checks its own options
 
     def _rules(self) -> list[tuple[str, str, bool]]:
@@ -156,15 +164,23 @@ class TrainConfig:
             return
         if self.data:
             raise ConfigError(f"--divide names the text, a domain each: move {' '.join(self.data)} there from --data")
-        if self.resume or self.sharding or self.tensorboard or self.scaling not in ("weak", "strong"):
+        is_local = self.local != "none"
+        if self.resume or self.sharding or is_local or self.tensorboard or self.scaling not in ("weak", "strong"):
             raise ConfigError(
-                "--divide goes with none of --resume, --sharding, --tensorboard, and no --scaling of rates"
+                "--divide goes with none of --resume, --sharding, --local, --tensorboard, and no --scaling of rates"
             )
         if not 0 <= self.steps_together < self.steps:
             raise ConfigError(
                 f"--common-steps {self.common_steps} must be 0 or more, and less than --steps {self.steps}: the rest "
                 "trains the submodels"
             )
+
+    def check_rounds(self, usual: Mapping[str, Any]) -> None:
+        """Raise ConfigError for options of rounds that are not as in `usual` where `local` says that there are none."""
+        chosen = [name for name in ROUND_OPTIONS if getattr(self, name) != usual[name]]
+        if self.local == "none" and chosen:
+            words = ", ".join(f"--{name.replace('_', '-')} {getattr(self, name)}" for name in chosen)
+            raise ConfigError(f"{words}: of rounds, which --local {self.local} has not; add --local sgd or diloco, say")
 
     @property
     def steps_together(self) -> int:
@@ -200,7 +216,8 @@ class TrainConfig:
         """Save as YAML that `--config` reads back."""
         import yaml
 
-        values = {name: value for name, value in asdict(self).items() if name not in ("out", "resume")}
+        left_out = ("out", "resume", *(ROUND_OPTIONS if self.local == "none" else ()))
+        values = {name: value for name, value in asdict(self).items() if name not in left_out}
         path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 

@@ -36,6 +36,7 @@ class LocalAggregation(WeighedAggregation):
             DistributedOptimizer(
                 optimizer, model.named_parameters(), compression=config.compression, strategy=config.strategy
             )
+        self._outer = outer
         self._rounds = Rounds(
             model, optimizer, outer, sync_every=config.sync_every, fragments=config.fragments,
             overlap_steps=config.overlap_steps, compression=config.outer_compression, level=config.local_level,
@@ -132,7 +133,12 @@ class LocalAggregation(WeighedAggregation):
         self.optimizer.load_state_dict(state["inners"][place - 1] if place else state)
         same = {key: workers[0]["rounds"][key] for key in _SAME_ON_ALL}
         goes_on = len(workers) == ranks
+        options = [
+            {key: value for key, value in group.items() if key != "params"} for group in self._outer.param_groups
+        ]
         self._rounds.load_state_dict({**workers[place]["rounds"], **same}, outer_only=not goes_on)
+        for group, configured in zip(self._outer.param_groups, options, strict=True):
+            group.update(configured)  # of the outer optimizer, momentum alone is the run's that was saved
         if goes_on:
             self._model.load_state_dict(workers[place]["weights"])
         else:

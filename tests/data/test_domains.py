@@ -36,6 +36,10 @@ def test_names_are_the_last_parts_or_all_of_them(tmp_path: Path, monkeypatch: py
     assert names("law/", "code/x", "code/y.txt", "odd name") == ["law", "x", "y.txt", "odd-name"]
     assert names("law", "more/law") == ["law", "more-law"]
     assert names("law/*.txt", "code/**/*.txt") == ["law", "code"]
+    write(tmp_path, "x y/e.txt", "x-y/f.txt", "x-y-2/g.txt", "a/b/h.txt", "a-b/i.txt", "c/b/j.txt")
+    assert names("x y", "x-y") == ["x-y", "x-y-2"]
+    assert names("x y", "x-y", "x-y-2") == ["x-y", "x-y-3", "x-y-2"]
+    assert names("a/b", "a-b", "c/b") == ["a-b-2", "a-b", "c-b"]
     assert names("python:idlelib", "os:listdir") == ["idlelib", "listdir"]
 
 

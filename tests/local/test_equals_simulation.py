@@ -137,9 +137,13 @@ def test_two_levels(world: World, nodes: list[int]) -> None:
             simulated.apply(0, simulated.mean(0))
     model = make_model()
     inner = sgd(model)
-    with hvd.DiLoCo(model, inner, sync_every=4, level=mine):
+    with hvd.DiLoCo(model, inner, sync_every=4, level=mine) as diloco:
         train(model, inner, world.rank, range(1, 9))
     assert_equal(model, simulated.models[0])
+    assert type(inner) is torch.optim.SGD and not any(name in vars(inner) for name in ("_reducer", "_settings"))
+    with diloco:
+        train(model, inner, world.rank, range(4))
+    train(model, inner, world.rank, [0] * world.rank)  # gradients are local again
 
 
 def train_backward(model: torch.nn.Module, rank: int, step: int, ranks: int) -> None:

@@ -52,9 +52,34 @@ def test_going_on_to_the_bit(world: World, options: dict[str, Any], stop: int) -
 
 def test_a_state_of_other_fragments_is_refused(world: World) -> None:
     model = make_model()
-    state = hvd.DiLoCo(model, adamw(model), fragments=2).state_dict()
-    with pytest.raises(ValueError, match=r"the state has fragments of \[.*\] values"):
-        hvd.DiLoCo(model, adamw(model), fragments=3).load_state_dict(state)
+    with hvd.DiLoCo(model, adamw(model), fragments=2) as diloco:
+        state = diloco.state_dict()
+    with (
+        hvd.DiLoCo(model, adamw(model), fragments=3) as diloco,
+        pytest.raises(ValueError, match=r"the state has fragments of \[.*\] values"),
+    ):
+        diloco.load_state_dict(state)
+
+
+def test_what_needs_the_context(world: World) -> None:
+    """Before it there are no outer weights; after it the state can still be saved."""
+    model = make_model()
+    diloco = hvd.DiLoCo(model, adamw(model))
+    uses: dict[str, Any] = {
+        "synchronize": diloco.synchronize,
+        "outer_model": lambda: diloco.outer_model().__enter__(),
+        "state_dict": diloco.state_dict,
+        "load_state_dict": lambda: diloco.load_state_dict({}),
+    }
+    for name, use in uses.items():
+        with pytest.raises(RuntimeError, match=rf"{name}\(\) needs the context: enter it first"):
+            use()
+    with diloco:
+        pass
+    with diloco.outer_model():
+        assert diloco.state_dict()["outer"]
+    with pytest.raises(RuntimeError, match="needs the context"):
+        diloco.load_state_dict(diloco.state_dict())
 
 
 def test_adaptive_rounds_are_the_same_on_all_ranks(world: World) -> None:
@@ -168,6 +193,8 @@ def test_arguments(world: World) -> None:
         ({"pace": "hasty"}, "pace='hasty' must be"),
         ({"pace": "proportional", "level": "nodes"}, "the ranks of a node step together"),
         ({"strategy": "pigeon"}, "pigeon"),
+        ({"sync_every": 10.5}, "sync_every='10.5' must be a number of steps"),
+        ({"sync_every": None}, "sync_every='None' must be a number of steps"),
         ({"outer": torch.optim.SGD(trained(model)[1:], lr=1.0)}, "made for the parameters that the inner one trains"),
     ]
     for options, words in bad:
@@ -175,10 +202,60 @@ def test_arguments(world: World) -> None:
             hvd.DiLoCo(model, adamw(model), **options)
     with pytest.raises(ConfigError, match=r"embedding\.weight require gradients and are not in the inner optimizer"):
         hvd.DiLoCo(model, torch.optim.SGD(trained(model)[1:], lr=0.1))
+    inner = adamw(model)
+    with pytest.raises(ConfigError, match="the outer optimizer is the inner one"):
+        hvd.DiLoCo(model, inner, inner)
     with pytest.raises(ConfigError, match="that are not the model's"):
         hvd.DiLoCo(model.layers, adamw(model))
     with pytest.raises(ValueError, match="tokens=-1 is not a weight"):
         hvd.DiLoCo(model, adamw(model)).count(-1)
+
+
+def test_an_inner_optimizer_that_averages_gradients(world: World) -> None:
+    """Only after synchronous steps, within `no_sync()`."""
+    model = make_model()
+    inner = hvd.DistributedOptimizer(adamw(model), [(n, p) for n, p in model.named_parameters() if p.requires_grad])
+    rounds = hvd.LocalSGD(model, inner, sync_every=2)
+    with pytest.raises(ConfigError, match="the inner optimizer is a DistributedOptimizer"), rounds:
+        pass
+    train(model, inner, world.rank, range(2))
+    with inner.no_sync(), rounds:
+        train(model, inner, world.rank, range(3))
+    assert rounds.statistics.steps == 3
+
+
+def test_counting_on_some_ranks_only(world: World) -> None:
+    if world.size == 1:
+        pytest.skip("one rank is all ranks")
+    model = make_model()
+    inner = adamw(model)
+    with (
+        pytest.raises(DivergenceError, match=r"rank 0 calls count\(\), rank \d+ does not"),
+        hvd.DiLoCo(model, inner, sync_every=2) as diloco,
+    ):
+        train(model, inner, world.rank, range(2), lambda step: None if world.rank else diloco.count(5))
+
+
+@pytest.mark.parametrize("overlap_steps", [0, 1])
+def test_two_in_one_program(world: World, overlap_steps: int) -> None:
+    """Each goes on by itself; a rank that takes part in the exchange of one while others are at the other is told."""
+    one, other, alone = make_model(), make_model(), make_model()
+    one_inner, other_inner, inner = adamw(one), sgd(other), adamw(alone)
+    with hvd.DiLoCo(alone, inner, sync_every=2, overlap_steps=overlap_steps):
+        train(alone, inner, world.rank, range(5))
+
+    def both(steps: int) -> None:
+        first = hvd.DiLoCo(one, one_inner, sync_every=2, overlap_steps=overlap_steps)
+        with first, hvd.LocalSGD(other, other_inner, sync_every=2):
+            for step in range(steps):
+                train(one, one_inner, world.rank, [step])
+                train(other, other_inner, world.rank, [step])
+
+    both(5)
+    assert_equal(one, alone, 0.0 if world.size <= 2 or world.backend == "mpi" else 1e-12)
+    if world.size > 1 and not overlap_steps:
+        with pytest.raises(DivergenceError, match=r"rank 0 is at exchange \d+ of .* number \d+, rank 1 at exchange"):
+            both(5 + 4 * min(world.rank, 1))
 
 
 def test_ranks_that_disagree(world: World) -> None:

@@ -156,6 +156,25 @@ def test_a_checkpoint_has_the_outer_model_and_synchronous_training_goes_on(world
     Job(world, read_configuration(words)).run()
 
 
+@pytest.mark.parametrize(("saved", "words", "wanted"), [
+    ("diloco", ["--outer-lr", "0.1", "--outer-momentum", "0"], (0.1, 0.0, False)),
+    ("sgd", ["--local", "diloco"], (0.7, 0.9, True)),
+    ("diloco", ["--local", "sgd", "--outer-lr", "0.7"], (1.0, 0, False)),
+])  # fmt: skip
+def test_the_outer_optimizer_is_the_command_lines(
+    world: World, shared_path: Path, saved: str, words: list[str], wanted: tuple[float, float, bool]
+) -> None:
+    """Its momentum is the saved run's; a run that took plain means has none."""
+    data = write_text_together(world, shared_path / "text")
+    Job(world, configure(data, shared_path / "run", local=saved, sync_every=4, steps=9)).run()
+    resume = ["--resume", str(shared_path / "run"), "--out", str(shared_path / "on"), "--steps", "18", *words]
+    job = Job(world, read_configuration(resume))
+    outer = job.aggregation._outer  # type: ignore[attr-defined]
+    assert [(g["lr"], g["momentum"], g["nesterov"]) for g in outer.param_groups] == [wanted] * len(outer.param_groups)
+    assert bool(outer.state) == (saved == "diloco")
+    job.run()
+
+
 @pytest.mark.parametrize(("options", "words"), [
     ({"local": "diloco", "sharding": 1}, "--sharding 1 must be 0 with --local diloco"),
     ({"local": "sgd", "compression": "int8"}, "which sends no gradients: use --outer-compression"),
@@ -184,8 +203,26 @@ def test_options_that_the_job_refuses(world: World, shared_path: Path) -> None:
 def test_the_command_line(tmp_path: Path) -> None:
     assert parse(["--local", "sgd", "--sync-every", "5"]).sync_every == 5
     assert parse(["--local", "sgd", "--sync-every", "10@0,50@200"]).sync_every == "10@0,50@200"
-    parse(["--sync-every", "adaptive:min=3"]).write(tmp_path / "config.yaml")
-    assert parse(["--config", str(tmp_path / "config.yaml")]) == TrainConfig(sync_every="adaptive:min=3")
+    parse(["--local", "sgd", "--sync-every", "adaptive:min=3"]).write(tmp_path / "config.yaml")
+    wanted = TrainConfig(local="sgd", sync_every="adaptive:min=3")
+    assert parse(["--config", str(tmp_path / "config.yaml")]) == wanted
+
+
+def test_options_of_rounds_without_rounds(tmp_path: Path) -> None:
+    """Are one error; but a saved run's are no mistake, whatever it goes on as."""
+    words = ["--sync-every", "5", "--pace", "proportional", "--outer-lr", "0.7"]
+    with pytest.raises(ConfigError, match=r"^--sync-every 5, --pace proportional: of rounds, which --local none"):
+        parse(words)
+    with pytest.raises(ConfigError, match=r"--divide goes with none of .*--local"):
+        TrainConfig(divide=["a", "b"], local="sgd")
+    run = tmp_path / "run"
+    run.mkdir()
+    TrainConfig(local="diloco", sync_every=5).write(run / "config.yaml")
+    resume = ["--resume", str(run)]
+    assert read_configuration([*resume, "--outer-lr", "0.1"]).outer_lr == 0.1
+    assert read_configuration([*resume, "--local", "none"]).sync_every == 5
+    with pytest.raises(ConfigError, match=r"^--fragments 2: of rounds"):
+        read_configuration([*resume, "--local", "none", "--fragments", "2"])
 
 
 def test_parts_of_a_batch_in_proportion() -> None:
