@@ -40,7 +40,7 @@ def merge(name: str, models: list[torch.Tensor], base: torch.Tensor | None, **mo
 def test_equals_the_reference(name: str, shape: tuple[int, ...], density: float) -> None:
     count = RULES[name].only_models or 3
     if shape == (1,) and RULES[name].combiner == "spherical":
-        pytest.skip("numbers have no angles: see test_slerp_of_equal_opposite_and_zero_tensors")
+        shape = (4,)  # numbers have no angles, and the reference wants more dimensions than tensors
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
         models, base = tensors(shape, dtype, count)
         scale = 0.7 if RULES[name].has_base else 1.0
