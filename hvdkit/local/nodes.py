@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hvdkit.runtime import World, gather_objects
-from hvdkit.runtime.process_sets import process_set_of
+from hvdkit.runtime.process_sets import process_set_of, remove_process_set
 
 
 def node_numbers(world: World) -> list[int]:
@@ -17,15 +17,32 @@ def node_numbers(world: World) -> list[int]:
     return [names.index(name) for name in names]
 
 
-def node_set(world: World, nodes: Sequence[int]) -> Any:
-    """The process set of the ranks with this rank's number in `nodes`, one per rank. Collective.
+class NodeSets:
+    """The process sets of the nodes, one per node: made on entering, and those made by it removed again by `remove`."""
 
-    None for nodes of one rank each. Raises HvdkitError on all ranks unless `hvd.init(process_sets="dynamic")` has made
-    sets possible.
-    """
-    members = [[rank for rank, node in enumerate(nodes) if node == number] for number in sorted(set(nodes))]
-    if len(members) == world.size:
-        return None
-    # Every rank makes all sets, in one order.
-    sets = [process_set_of(ranks) for ranks in members]
-    return next(chosen for chosen, ranks in zip(sets, members, strict=True) if world.rank in ranks)
+    def __init__(self, world: World, nodes: Sequence[int]) -> None:
+        """`nodes`: a number per rank, the same for ranks of one node."""
+        self._world = world
+        members = [[rank for rank, node in enumerate(nodes) if node == number] for number in sorted(set(nodes))]
+        self._members = members if len(members) < world.size else []
+        self._made: list[Any] = []
+
+    def make(self) -> Any:
+        """This rank's set, None for nodes of one rank each. Collective.
+
+        Raises HvdkitError on all ranks unless `hvd.init(process_sets="dynamic")` has made sets possible.
+        """
+        mine = None
+        for ranks in self._members:  # every rank makes all sets, in one order
+            chosen, is_new = process_set_of(ranks)
+            if is_new:
+                self._made.append(chosen)
+            if self._world.rank in ranks:
+                mine = chosen
+        return mine
+
+    def remove(self) -> None:
+        """Remove the sets that were not there before. Collective."""
+        for chosen in self._made:
+            remove_process_set(chosen)
+        self._made.clear()

@@ -37,7 +37,7 @@ from hvdkit.local.clock import Clock
 from hvdkit.local.exchange import Report, exchange, norm
 from hvdkit.local.fragments import Fragment, partition
 from hvdkit.local.meter import Meter
-from hvdkit.local.nodes import node_numbers, node_set
+from hvdkit.local.nodes import NodeSets, node_numbers
 from hvdkit.local.outer import Outer
 from hvdkit.local.pace import inner_steps, shares_of_work
 from hvdkit.local.schedule import Measured, Schedule, parse_schedule
@@ -100,9 +100,10 @@ class Rounds:
         self._number = next_number(world)
         self._exchanges = 0
         self._named, self._level = named, level
-        self._node: Any = None
+        self._nodes: NodeSets | None = None
         if level != "all":
-            self._node = node_set(world, node_numbers(world) if level == "nodes" else level)
+            self._nodes = NodeSets(world, node_numbers(world) if level == "nodes" else level)
+        self._averages = False
         self._is_whole = resolve(compression) is NoneCompressor
         self._sums = [sum_by(resolve(compression), [p.shape for p in f.parameters], f.outer) for f in self._fragments]
         self._connect = Connection(None, strategy, lambda: [parameter for _, parameter in named])
@@ -133,8 +134,10 @@ class Rounds:
         broadcast_parameters(self._model.state_dict(), root_rank=0)
         for fragment in self._fragments:
             fragment.outer.copy_(fragment.own())
-        if self._node is not None:
-            DistributedOptimizer(self._inner, self._named, process_set=self._node)
+        node = None if self._nodes is None else self._nodes.make()
+        if node is not None:
+            DistributedOptimizer(self._inner, self._named, process_set=node)
+            self._averages = True
         self._connect()  # which may measure the collectives
         self._hook = self._inner.register_step_post_hook(self._after_step)
         self._was_entered = True
@@ -151,8 +154,11 @@ class Rounds:
         finally:
             self._hook.remove()
             self._hook = None
-            if self._node is not None:
+            if self._averages:
                 unwrap(self._inner)
+                self._averages = False
+        if kind is None and self._nodes is not None:
+            self._nodes.remove()
 
     def _check_entered(self, what: str, *, or_left: bool = False) -> None:
         """Raise RuntimeError outside the context: entering it is what gives all ranks the same weights."""

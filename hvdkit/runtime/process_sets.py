@@ -7,8 +7,8 @@ from hvdkit.errors import HvdkitError
 from hvdkit.runtime.engine import horovod
 
 
-def process_set_of(ranks: Sequence[int]) -> Any:
-    """The `ProcessSet` of these ranks, added if there is none. Collective over all ranks of the world.
+def process_set_of(ranks: Sequence[int]) -> tuple[Any, bool]:
+    """The `ProcessSet` of these ranks, and whether it was added because there was none. Collective over all ranks.
 
     Raises HvdkitError on all ranks where sets cannot be added.
     """
@@ -17,8 +17,13 @@ def process_set_of(ranks: Sequence[int]) -> Any:
         if sorted(members) == sorted(ranks):
             found = library.ProcessSet(ranks)
             found.process_set_id = number
-            return found
+            return found, False
     try:
-        return library.add_process_set(list(ranks))
+        return library.add_process_set(list(ranks)), True
     except (RuntimeError, ValueError) as error:
         raise HvdkitError(f'process sets cannot be added: {error}; use hvd.init(process_sets="dynamic")') from error
+
+
+def remove_process_set(process_set: Any) -> None:
+    """Remove a set that `process_set_of` added. Collective over all ranks of the world."""
+    horovod("horovod.common.process_sets").remove_process_set(process_set)

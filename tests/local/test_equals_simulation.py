@@ -144,6 +144,10 @@ def test_two_levels(world: World, nodes: list[int]) -> None:
     with diloco:
         train(model, inner, world.rank, range(4))
     train(model, inner, world.rank, [0] * world.rank)  # gradients are local again
+    if 1 < len(numbers) < world.size:
+        users_own = hvd.add_process_set([rank for rank in range(world.size) if mine[rank] == 0])  # not there any more
+        hvd.barrier()
+        assert hvd.remove_process_set(users_own)
 
 
 def train_backward(model: torch.nn.Module, rank: int, step: int, ranks: int) -> None:
