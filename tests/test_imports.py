@@ -21,6 +21,7 @@ LAYERS = [
     ["checkpoint"],
     ["models"],
     ["data"],
+    ["files"],
     ["mpi_ops", "functions", "optimizer", "sync_batch_norm", "compression"],
     ["elastic"],
     ["optim"],

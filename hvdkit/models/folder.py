@@ -4,17 +4,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hvdkit.data.durable import complete_folder
 from hvdkit.errors import CheckpointError, ConfigError
+from hvdkit.files.durable import complete_folder
 from hvdkit.models.config import ModelConfig
 from hvdkit.models.construct import from_config, from_function
 from hvdkit.models.language_model import LanguageModel
-from hvdkit.models.state import CONFIG_FILE, CONFIG_KEY, WEIGHTS_FILE, distinct_tensors, load_tensors, read_tensors
+from hvdkit.models.state import (
+    CONFIG_FILE,
+    CONFIG_KEY,
+    WEIGHTS_FILE,
+    State,
+    distinct_tensors,
+    load_tensors,
+    read_tensors,
+)
 
 
-def write_model(folder: Path, model: LanguageModel) -> None:
-    """Write `model` into the existing `folder`, which you are making."""
-    model.write(folder)
+def write_model(folder: Path, model: LanguageModel, state: State | None = None) -> None:
+    """Write `model` into the existing `folder`, which you are making; with the weights of `state` where given."""
+    model.write(folder, state)
 
 
 def save_model(folder: Path, model: LanguageModel) -> None:
