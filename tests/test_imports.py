@@ -28,7 +28,7 @@ LAYERS = [
     ["collectives"],
     ["runtime"],
     ["horovod_build"],
-    ["errors"],
+    ["errors", "contract"],
 ]
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 USERS_OF_NAMES = {"cli", "mpi_ops", "functions", "optimizer", "sync_batch_norm"}

@@ -4,6 +4,7 @@ Other packages take the `World` as an argument; only the module-level functions 
 `current_world()`.
 """
 
+from hvdkit.contract import RESUME_STATUS
 from hvdkit.runtime.agreement import gather_objects, raise_together, share_object, together
 from hvdkit.runtime.failure import die, end_job_on_error, fail_job
 from hvdkit.runtime.groups import RankGroup, alone, divide_ranks
@@ -12,6 +13,7 @@ from hvdkit.runtime.startup import current_world, init, is_initialized, require_
 from hvdkit.runtime.world import World
 
 __all__ = [
+    "RESUME_STATUS",
     "LaunchInfo",
     "RankGroup",
     "World",
