@@ -1,7 +1,7 @@
-"""What `hvdkit run` and the program that it starts and restarts say to each other, known to both and importing nothing.
+"""What `hvdkit run` and the program that it starts and restarts say to each other; imports nothing.
 
-`hvdkit run --max-restarts` tells every rank, in the environment, the job's name and how often it was started before. The
-program answers with its exit status.
+`hvdkit run --max-restarts` tells every rank, in the environment, the job's name and how often it was started before.
+The program answers with its exit status.
 """
 
 RUN_NAME = "HVDKIT_RUN_NAME"

@@ -93,6 +93,8 @@ def _checked(folder: Path, content: Mapping[str, Any]) -> Manifest:
         raise ValueError(f"validation_loss={loss!r} is no number")
     if not all(isinstance(content[name], dict) for name in ("files", "config", "versions")):
         raise ValueError("its files, config and versions must be tables")
+    if world_size > len(content["files"]):
+        raise ValueError(f"{world_size} ranks cannot have written {len(content['files'])} files")
     files = {}
     for name, entry in content["files"].items():
         n_bytes, digest = entry["n_bytes"], entry["xxh3_128"]

@@ -63,13 +63,14 @@ def start_mpi(local_size: int | None) -> Any:
             warnings.filterwarnings("ignore", message="suspicious MPI execution environment")
             mpi.Init_thread(mpi.THREAD_MULTIPLE)
         if not sys.modules["mpi4py"].rc.finalize:  # imported before by someone who told it not to
-            atexit.register(_finalize)
+            atexit.register(finish_mpi)
     return mpi
 
 
-def _finalize() -> None:
-    mpi = sys.modules["mpi4py.MPI"]
-    if not mpi.Is_finalized():
+def finish_mpi() -> None:
+    """Finalise MPI if it runs, which mpi4py does otherwise at the interpreter's end. Collective."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.Finalize()
 
 

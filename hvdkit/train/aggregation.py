@@ -10,7 +10,6 @@ import torch
 from hvdkit.errors import HvdkitError
 from hvdkit.optim.wrapped import RESIDUALS
 
-
 State = dict[str, Any]
 
 
@@ -28,12 +27,10 @@ class SavedState:
     def optimizer(self) -> State:
         """The state of the optimizer, as the plain one has it, of whatever saved it."""
         if "optimizer" in self.common:
-            state: State = self.common["optimizer"]
-            return state
+            return dict(self.common["optimizer"])
         first = self.own(0)
         if "worker" in first:
-            state = first["worker"]["inner"]
-            return state
+            return dict(first["worker"]["inner"])
         from hvdkit.sharding import join_parts
 
         return dict(join_parts([self.own(rank)["shard"] for rank in range(self.size)])["optimizer"])

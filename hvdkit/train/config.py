@@ -143,8 +143,9 @@ class TrainConfig:
 
     def _rules(self) -> list[tuple[str, str, bool]]:
         at_least_1 = ("context", "steps", "batch_size", "accumulate", "log_every", "vocab_size", "fragments")
-        at_least_0 = ("warmup_steps", "eval_every", "eval_batches", "checkpoint_every", "keep", "keep_best", "sample_tokens",
-                      "threads", "seed", "weight_decay", "clip_norm", "overlap_steps", "local_after")  # fmt: skip
+        at_least_0 = ("warmup_steps", "eval_every", "eval_batches", "checkpoint_every", "keep",
+                      "keep_best", "sample_tokens", "threads", "seed", "weight_decay", "clip_norm", "overlap_steps",
+                      "local_after")  # fmt: skip
         return [
             *((name, "1 or more", getattr(self, name) >= 1) for name in at_least_1),
             *((name, "0 or more", getattr(self, name) >= 0) for name in at_least_0),

@@ -1,5 +1,6 @@
 """One training run from configuration to summary: builds the parts, runs the loop, saves and reports."""
 
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from hvdkit.models import (
     load_weights,
     write_model,
 )
-from hvdkit.runtime import World, gather_objects, launch_info, require_world, together
+from hvdkit.runtime import RESUME_STATUS, World, gather_objects, launch_info, require_world, together
 from hvdkit.train.aggregation import Aggregation, ShardedAggregation, WeighedAggregation
 from hvdkit.train.config import TrainConfig
 from hvdkit.train.ending import EndedEarlyError, EndRequest
@@ -120,6 +121,8 @@ class Job:
         self.reporter = Reporter(world.is_root, launch_info().is_launched, config.steps, step)
         for note in notes:
             self.reporter.say(note)
+        if self.resumed:
+            self.resumed.say = self.reporter.say
         self.corpus = prepare_corpus(
             world, config.corpus, context=config.context, say=self.reporter.say, tokenizer=tokenizer
         )
@@ -150,7 +153,7 @@ class Job:
 
     def run(self) -> float:
         """Train, save and report; returns the final validation loss in `unit`. Collective."""
-        started = _process_start()
+        started = time.monotonic() - _process_age_s()
         metrics = None
         if self.world.is_root:
             metrics = Metrics(self.folder, self.config.tensorboard, self.loop.step)
@@ -176,7 +179,7 @@ class Job:
             for line in self.aggregation.news():
                 self.reporter.say(line)
             if not self.first_step_s:
-                self.first_step_s = time.time() - started
+                self.first_step_s = time.monotonic() - started
             if last or (self.config.eval_every and step % self.config.eval_every == 0):
                 self._evaluate(step, metrics)
             if last or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
@@ -195,7 +198,7 @@ class Job:
             metrics.close()
         lines = [*self.aggregation.summarise(), *self.saver.lines()]
         with self.aggregation.whole():
-            self._summarise(time.time() - started, lines)
+            self._summarise(time.monotonic() - started, lines)
         return self.validation_loss
 
     def save(self) -> Path:
@@ -249,9 +252,10 @@ class Job:
     def _make_folder(self) -> Path:
         """The folder of this run, made or gone on in. Collective."""
         if self.resumed is None or self.config.out is not None:
-            return make_run_folder(self.world, self.config.out)
-        folder = together(self.world, self.resumed.run_folder)
-        together(self.world, lambda: self.resumed.clear_the_way() if self.world.is_root else None)
+            return make_run_folder(self.world, self.config.out, is_ours=launch_info().attempt > 0)
+        resumed = self.resumed
+        folder = together(self.world, resumed.run_folder)
+        together(self.world, lambda: resumed.clear_the_way() if self.world.is_root else None)
         return folder
 
     def _chooses(self) -> bool:
@@ -375,11 +379,10 @@ def make_optimizer(model: LanguageModel, config: TrainConfig) -> torch.optim.Opt
         return torch.optim.AdamW(groups, **options)
 
 
-def _process_start() -> float:
-    """When this process started, in seconds since the epoch."""
-    import psutil
-
-    return float(psutil.Process().create_time())
+def _process_age_s() -> float:
+    """Seconds since this process started, on a clock that is never set."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _peak_memory(world: World) -> int:

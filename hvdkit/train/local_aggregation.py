@@ -7,7 +7,6 @@ in the middle of a round.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any
 
 import torch
 
@@ -104,8 +103,8 @@ class LocalAggregation(WeighedAggregation):
             return super().state()
         rounds = self._rounds.state_dict()
         same = {key: rounds.pop(key) for key in _SAME_ON_ALL}
-        weights = dict(self._model.state_dict())
-        return {"rounds": same}, {"worker": {"weights": weights, "inner": self.optimizer.state_dict(), "rounds": rounds}}
+        worker = {"weights": dict(self._model.state_dict()), "inner": self.optimizer.state_dict(), "rounds": rounds}
+        return {"rounds": same}, {"worker": worker}
 
     def restore(self, saved: SavedState) -> None:
         """See `Aggregation`; takes what synchronous training saved, too."""

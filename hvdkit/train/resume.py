@@ -1,7 +1,7 @@
 """The checkpoint that a run goes on from, and how the run becomes what it was.
 
-On as many ranks as saved it the run goes on to the bit. On another number of ranks every sample of the epoch still comes
-once, since the place in the data counts samples over all ranks; sums are rounded in another order, and dropout is
+On as many ranks as saved it the run goes on to the bit. On another number of ranks every sample of the epoch still
+comes once, since the place in the data counts samples over all ranks; sums are rounded in another order, and dropout is
 drawn anew.
 """
 
@@ -21,11 +21,11 @@ Say = Callable[[str], None]
 class Resumed:
     """The newest whole checkpoint of the run folder `path`, or that in `path`. Collective.
 
-    Raises CheckpointError on all ranks if there is none.
+    `say` is told what a user should know. Raises CheckpointError on all ranks if there is none.
     """
 
     def __init__(self, world: World, path: str | Path, say: Say) -> None:
-        self._world, self._say = world, say
+        self._world, self.say = world, say
         self._is_chosen_by_us = (Path(path) / "checkpoints").is_dir()
         self.checkpoint = open_newest(world, Path(path), say)
         self._common = self.checkpoint.common()
@@ -60,7 +60,7 @@ class Resumed:
         from hvdkit.collectives import choose_as_saved
 
         if not choose_as_saved(self._world, self._common.get("collectives")):
-            self._say("no saved choice of algorithms fits these ranks: they are chosen anew, by a probe")
+            self.say("no saved choice of algorithms fits these ranks: they are chosen anew, by a probe")
 
     def restore(self, aggregation: Aggregation) -> None:
         """Give the optimizer and the random generators their state. Collective."""
@@ -79,4 +79,4 @@ class Resumed:
         if size == world.size:
             restore_random_state(world.device, checkpoint.own(world.rank)["random"])
         else:
-            self._say(f"saved by {size} ranks, continued by {world.size}: every sample once, dropout drawn anew")
+            self.say(f"saved by {size} ranks, continued by {world.size}: every sample once, dropout drawn anew")
