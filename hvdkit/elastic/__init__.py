@@ -1,26 +1,13 @@
-"""Horovod's elastic training by its own names, on hvdkit's start-up and mended state. Needs `horovodrun --gloo`."""
+"""Horovod's elastic training by its own names: workers come and go, no sample is lost or repeated.
 
-from collections.abc import Callable
-from typing import Any
+Guaranteed, for an `ElasticSampler` in a `TorchState` that is committed between steps: within an epoch, counted at the
+committed state, every sample contributes to exactly one step. After a lost worker the samples since the last commit
+are trained again, exactly once, since their effect on the weights was undone too; after hosts changed gracefully
+nothing is repeated. Needs `horovodrun --gloo`.
+"""
 
+from hvdkit.elastic.loop import run
 from hvdkit.elastic.sampler import ElasticSampler
-from hvdkit.elastic.state import TorchState
-from hvdkit.runtime import init, shutdown
-from hvdkit.runtime.engine import horovod
+from hvdkit.elastic.state import ObjectState, State, TorchState
 
-__all__ = ["ElasticSampler", "TorchState", "run"]
-
-
-def run(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a training function of a state and more, so that it goes on when workers come and go.
-
-    As Horovod's: the state is synchronised before each (re)start, and a failed collective or a change of hosts
-    restarts Horovod and calls `func` again.
-    """
-    wrapped: Callable[..., Any] = horovod("horovod.common.elastic").run_fn(func, _reset)
-    return wrapped
-
-
-def _reset() -> None:
-    shutdown()
-    init()
+__all__ = ["ElasticSampler", "ObjectState", "State", "TorchState", "run"]
