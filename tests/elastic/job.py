@@ -17,27 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from tests.elastic.problem import losses_of, new_data, new_model
 
 FOLDER = Path(sys.argv[1])
 hvd: Any = importlib.import_module(sys.argv[2] if len(sys.argv) > 2 else "hvdkit")
 WORKER = f"{os.environ['HOROVOD_HOSTNAME']}.{os.environ['HOROVOD_LOCAL_RANK']}"
 RATE = 0.02
-
-
-def new_model() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
-
-
-def new_data(samples: int) -> torch.Tensor:
-    """(samples, 3) float64."""
-    return torch.randn(samples, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
-
-
-def losses_of(model: nn.Module, data: torch.Tensor) -> torch.Tensor:
-    """One loss per sample."""
-    return (model(data) - data.sum(dim=1, keepdim=True)).square().flatten()
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tests.elastic.job import losses_of, new_data, new_model
+from tests.elastic.problem import losses_of, new_data, new_model
 from tests.jobs import run_program, succeed
 
 JOB = Path(__file__).with_name("job.py")
@@ -55,7 +55,9 @@ def command(folder: Path, plan: Plan, hosts: str, *options: str, workers: int, m
 
 def run_job(folder: Path, plan: Plan, hosts: str, *, workers: int, module: str = "hvdkit") -> dict[str, Any]:
     """Run it on names of this machine to its end; returns how its workers ended."""
-    succeed(run_program(command(folder, plan, hosts, workers=workers, module=module), timeout_s=150))
+    # With one host Horovod waits for a second to find out by which interface they reach each other.
+    words = command(folder, plan, hosts, "--network-interface", "lo", workers=workers, module=module)
+    succeed(run_program(words, timeout_s=90))
     return ends(folder)
 
 
@@ -65,7 +67,10 @@ def ends(folder: Path) -> dict[str, Any]:
 
 
 def check(folder: Path, plan: Plan) -> list[int]:
-    """Assert that every sample is in one step that counts, and the weights those of one process; returns their sizes."""
+    """Assert that every sample is in one step that counts, and that the weights are those of one process.
+
+    Returns the number of workers in each step.
+    """
     found = list(ends(folder).values())
     history = found[0]["history"]
     assert all(end == found[0] for end in found), "workers ended with different weights"
