@@ -3,6 +3,7 @@
 Horovod's handlers by their names, with hvdkit's broadcasts (bfloat16, no step taken) and from any rank: `sync_from`.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -32,6 +33,10 @@ class ModelStateHandler(_state.ModelStateHandler):  # type: ignore[misc]
 class OptimizerStateHandler(_state.OptimizerStateHandler):  # type: ignore[misc]
     """Keeps and shares an optimizer's state and options: momentum, learning rate."""
 
+    def restore(self) -> None:
+        """Go back to the last `save()`, as often as need be: what is loaded is a copy, which training may write to."""
+        self.value.load_state_dict(copy.deepcopy(self._saved_optimizer_state))
+
     def sync_from(self, root: int) -> None:
         """Take rank `root`'s state. Collective."""
         broadcast_optimizer_state(self.value, root_rank=root)
@@ -43,6 +48,10 @@ class OptimizerStateHandler(_state.OptimizerStateHandler):  # type: ignore[misc]
 
 class SamplerStateHandler(_state.SamplerStateHandler):  # type: ignore[misc]
     """Keeps and shares whatever has a small `state_dict()` and a `load_state_dict()`: samplers, schedulers."""
+
+    def restore(self) -> None:
+        """Go back to the last `save()`, as often as need be: what is loaded is a copy, which training may write to."""
+        self.value.load_state_dict(copy.deepcopy(self._saved_sampler_state))
 
     def sync_from(self, root: int) -> None:
         """Take rank `root`'s state. Collective."""

@@ -1,9 +1,9 @@
 """`run`: calls the training function again, on the workers that there are, until it returns.
 
-Horovod's loop with four differences. After a graceful reset the state is committed as it is, and always shared
+Horovod's loop with three differences. After a graceful reset the state is committed as it is, and always shared
 (Horovod does not where workers only left, and then its sampler goes on with the old ranks' shares and a worker that
 joins at the same time waits for ever). A worker that dies during a reset leads to another one, not to the end of the
-survivors. News of hosts that comes during a reset is kept. A worker that was removed ends quietly with status 0.
+survivors. News of hosts that comes during a reset is kept.
 """
 
 import functools

@@ -7,6 +7,7 @@ What Horovod's gets wrong, and this one does not:
   between, counters say less than what the weights were trained on.
 - `sync()` commits no model, optimizer or sampler: a worker that has just joined and loses another before its first
   commit goes back to what it was made with, and if it is rank 0 by then all others follow.
+- After a rollback an optimizer goes on in the very tensors of the commit: a second rollback finds its momentum changed.
 """
 
 import copy

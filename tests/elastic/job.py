@@ -47,13 +47,14 @@ def main() -> None:
             group["lr"] = RATE * hvd.size()
 
     state.register_reset_callbacks([scale_rate])
-    die_in_backward(model[0].weight, state, plan["kills"])
+    die_in_backward(model[0].weight, state, plan)
 
     @hvd.elastic.run
     def train(state: Any) -> None:
         call = hvd.broadcast_object(uuid.uuid4().hex, name="call")
         while state.epoch < plan["epochs"]:
-            sampler.set_epoch(state.epoch)
+            if plan["epoch_at_top"]:
+                sampler.set_epoch(state.epoch)
             for batch, indices in loader:
                 change_hosts(state, plan["hosts"])
                 real = sampler.count(len(batch)) if hasattr(sampler, "count") else len(batch)
@@ -73,6 +74,8 @@ def main() -> None:
                 if len(state.history) % plan["commit_every"] == 0:
                     state.commit()
             state.epoch += 1
+            if not plan["epoch_at_top"]:
+                sampler.set_epoch(state.epoch)
 
     train(state)
     last = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
@@ -98,14 +101,16 @@ def change_hosts(state: Any, hosts: dict[str, str]) -> None:
         time.sleep(0.1)
 
 
-def die_in_backward(parameter: torch.Tensor, state: Any, kills: dict[str, str]) -> None:
-    """Kill this process where the plan says so, when some gradients of the step are made and some are not."""
+def die_in_backward(parameter: torch.Tensor, state: Any, plan: dict[str, Any]) -> None:
+    """Kill this process where the plan says so (or wait for it), when some gradients of the step are still to come."""
 
     def kill(gradient: torch.Tensor) -> None:
         step = str(len(state.history))
         mark = FOLDER / f"killed.{step}"
-        if kills.get(step) == WORKER and not mark.exists():
+        if plan["kills"].get(step) == WORKER and not mark.exists():
             mark.touch()
+            if plan["waits_for_killer"]:
+                time.sleep(60)
             os.kill(os.getpid(), signal.SIGKILL)
 
     parameter.register_hook(kill)

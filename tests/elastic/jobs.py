@@ -24,10 +24,14 @@ class Plan:
     batch: int = 2
     epochs: int = 2
     commit_every: int = 3
+    epoch_at_top: bool = True
+    """Whether `set_epoch` is called at the top of an epoch, or at the end of the one before."""
     hosts: Mapping[int, str] = field(default_factory=dict)
     """At which step which lines the discovery script begins to print."""
     kills: Mapping[int, str] = field(default_factory=dict)
     """In which step which worker (`host.local_rank`) is killed."""
+    waits_for_killer: bool = False
+    """Whether it does not kill itself: `FOLDER/killed.STEP` is there when it waits in the middle of the step."""
 
 
 def command(folder: Path, plan: Plan, hosts: str, *options: str, workers: int, module: str = "hvdkit") -> list[str]:

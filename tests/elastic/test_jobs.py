@@ -21,7 +21,7 @@ def test_a_slot_is_added_and_taken_away(tmp_path: Path) -> None:
 
 
 def test_a_worker_is_killed_in_the_middle_of_a_step_and_another_joins(tmp_path: Path) -> None:
-    plan = Plan(kills={8: "127.0.0.1.0"}, hosts={16: "localhost:1\n127.0.0.1:1\n127.1:1\n"})
+    plan = Plan(kills={8: "127.0.0.1.0"}, hosts={16: "localhost:1\n127.0.0.1:1\n127.1:1\n"}, epoch_at_top=False)
     ends = run_job(tmp_path, plan, "localhost:1\n127.0.0.1:1\n", workers=2)
     assert sorted(ends) == ["127.1.0", "localhost.0"]
     sizes = check(tmp_path, plan)
