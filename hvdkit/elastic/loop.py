@@ -30,32 +30,39 @@ def run(func: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(state: Any, *args: Any, **kwargs: Any) -> Any:
         _common.notification_manager.init()
         _common.notification_manager.register_listener(state)
-        must_reset = False
+        must_restart = False
         try:
             while True:
                 try:
-                    if must_reset:
-                        _reset(state)
-                        must_reset = False
+                    if must_restart:
+                        news = _restart(state)
+                        must_restart = False
+                        state.on_reset()
+                        _keep(news, state)
                     state.sync()
                     return func(state, *args, **kwargs)
                 except _common.HorovodInternalError:
-                    state.restore()
+                    if not must_restart:  # else the restart itself failed, and the state is as it was
+                        state.restore()
                 except _common.HostsUpdatedInterrupt:
                     state.save()
-                must_reset = True
+                must_restart = True
         finally:
             _common.notification_manager.remove_listener(state)
 
     return wrapper
 
 
-def _reset(state: Any) -> None:
+def _restart(state: Any) -> "queue.Queue[Any]":
+    """Start Horovod anew on the workers that there are; returns where news of hosts has come meanwhile."""
     # The launcher assigns ranks when all workers ask it to, in init(): what it said before is in the assignment.
     state._host_messages = queue.Queue()
     shutdown()
     init()
-    during_reset = state._host_messages
-    state.on_reset()
-    while not during_reset.empty():
-        state._host_messages.put(during_reset.get())
+    return state._host_messages  # type: ignore[no-any-return]
+
+
+def _keep(news: "queue.Queue[Any]", state: Any) -> None:
+    """Horovod's `on_reset` throws away all news; put that of the restart back."""
+    while not news.empty():
+        state._host_messages.put(news.get())

@@ -24,7 +24,7 @@ def test_a_host_dies_in_the_middle_of_a_step_and_another_joins(tmp_path: Path) -
     plan = Plan(kills={8: "node2.0"}, waits_for_killer=True, hosts={16: "node1:1\nnode2:1\nnode3:1\n"})
     words = command(folder, plan, "node1:1\nnode2:1\n", workers=2)
     with cluster(machines, ["node1", "node2", "node3"]) as hosts, ThreadPoolExecutor() as threads:
-        job = threads.submit(run_program, hosts[0].enter(*words), timeout_s=100)
+        job = threads.submit(run_program, hosts[0].enter(*words), timeout_s=240)
         while not (folder / "killed.8").exists() and not job.done():
             time.sleep(0.1)
         for process in hosts[1].processes():

@@ -61,7 +61,7 @@ def run_job(folder: Path, plan: Plan, hosts: str, *, workers: int, module: str =
     """Run it on names of this machine to its end; returns how its workers ended."""
     # With one host Horovod waits for a second to find out by which interface they reach each other.
     words = command(folder, plan, hosts, "--network-interface", "lo", workers=workers, module=module)
-    succeed(run_program(words, timeout_s=90))
+    succeed(run_program(words, timeout_s=240))
     return ends(folder)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.elastic.jobs import Plan, check, run_job
+from tests.jobs import run_ranks, succeed
 
 pytestmark = pytest.mark.launch
 
@@ -42,3 +43,9 @@ def test_all_but_the_newcomer_die_before_its_first_commit(tmp_path: Path) -> Non
     assert list(ends) == ["127.0.0.1.0"]
     sizes = check(tmp_path, plan)
     assert set(sizes) == {1} and len(sizes) == 2 * 23
+
+
+@pytest.mark.parametrize("launcher", ["python", "horovodrun-gloo"])
+def test_what_is_undone_and_what_is_kept(launcher: str) -> None:
+    result = succeed(run_ranks(1, Path(__file__).with_name("alone.py"), launcher=launcher))
+    assert "as it should be" in result.stdout
