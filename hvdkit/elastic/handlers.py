@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hvdkit.elastic.sampler import ElasticSampler
+from hvdkit.optim.wrapped import Distributed
 from hvdkit.runtime.dropin.functions import broadcast_object, broadcast_optimizer_state, broadcast_parameters
 from hvdkit.runtime.engine import horovod
 
@@ -31,7 +32,7 @@ class ModelStateHandler(_state.ModelStateHandler):  # type: ignore[misc]
 
 
 class OptimizerStateHandler(_state.OptimizerStateHandler):  # type: ignore[misc]
-    """Keeps and shares an optimizer's state and options: momentum, learning rate."""
+    """Keeps and shares an optimizer's state and options: momentum, learning rate, what compression goes on from."""
 
     def restore(self) -> None:
         """Go back to the last `save()`, as often as need be: what is loaded is a copy, which training may write to."""
@@ -40,6 +41,8 @@ class OptimizerStateHandler(_state.OptimizerStateHandler):  # type: ignore[misc]
     def sync_from(self, root: int) -> None:
         """Take rank `root`'s state. Collective."""
         broadcast_optimizer_state(self.value, root_rank=root)
+        if isinstance(self.value, Distributed):
+            self.value.follow_compression(root)
 
     def sync(self) -> None:
         """Take rank 0's state. Collective."""

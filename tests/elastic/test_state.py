@@ -1,5 +1,7 @@
 """`TorchState` without resets: what a commit holds, what a rollback undoes, whose state all take over."""
 
+import copy
+
 import torch
 from torch import nn
 
@@ -77,3 +79,26 @@ def test_a_new_worker_is_followed_by_nobody(world: World) -> None:
     assert state.who == last and sampler.epoch == last
     assert model.weight.tolist() == [[float(last)] * 2]
     assert optimizer.param_groups[0]["lr"] == 1.0 + last
+
+
+def test_a_new_worker_compresses_like_the_others(world: World) -> None:
+    """PowerSGD's ranks must start from one Q, and what a rank has not sent stays its own."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64, bias=False)
+    optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), compression="powersgd:rank=2")
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(8, 64, generator=torch.Generator().manual_seed(world.rank))).square().mean().backward()
+        optimizer.step()
+    kept = copy.deepcopy(optimizer.state_dict().get("compression", {}))
+    is_new = world.rank == world.size - 1 > 0
+    if is_new:
+        optimizer = hvd.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), compression="powersgd:rank=2")
+    hvd.elastic.TorchState(model=model, optimizer=optimizer).sync()
+    now = optimizer.state_dict().get("compression", {})
+    assert now.keys() == kept.keys()
+    for index, of in now.items():
+        torch.testing.assert_close(of["q"], kept[index]["q"], rtol=0, atol=0)
+        assert ("error" in of) != is_new
+        if not is_new:
+            torch.testing.assert_close(of["error"], kept[index]["error"], rtol=0, atol=0)
