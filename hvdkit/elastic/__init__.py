@@ -14,8 +14,9 @@ Horovod 0.28.1 breaks this in the following ways, each with the file that mends 
 - A worker that joined and loses the others before its first commit goes back to its very beginning, weights, optimizer
   and sampler, and whoever joins then follows it (`state`).
 - After a graceful reset between commits weights are new and plain attributes old (`state`).
-- Lists and other values that change in place are not rolled back (`state`); after a rollback optimizer and commit share
-  their tensors, so that a second rollback finds momentum changed (`handlers`).
+- Lists and other values that change in place are not rolled back (`state`). After a rollback optimizer and commit share
+  their tensors, so that a second rollback finds momentum changed; and gradients of the failed step stay, which the next
+  backward of a script that calls `zero_grad` after each step adds to (`handlers`).
 - A worker that joins while others leave waits for ever for a state that nobody sends; news of hosts that comes during
   a reset is thrown away; a worker that dies then takes the survivors along (`loop`).
 """

@@ -35,8 +35,13 @@ class OptimizerStateHandler(_state.OptimizerStateHandler):  # type: ignore[misc]
     """Keeps and shares an optimizer's state and options: momentum, learning rate, what compression goes on from."""
 
     def restore(self) -> None:
-        """Go back to the last `save()`, as often as need be: what is loaded is a copy, which training may write to."""
+        """Go back to the last `save()`, as often as need be: what is loaded is a copy, which training may write to.
+
+        Gradients of the step that failed are dropped, or the next backward of a script that calls `zero_grad` after
+        each step would add to them.
+        """
         self.value.load_state_dict(copy.deepcopy(self._saved_optimizer_state))
+        self.value.zero_grad()
 
     def sync_from(self, root: int) -> None:
         """Take rank `root`'s state. Collective."""

@@ -40,6 +40,7 @@ def test_a_rollback_undoes_all_of_it(world: World) -> None:
         assert facts() != committed
         state.restore()
         assert facts() == committed
+        assert model.weight.grad is None
     assert state.schedule is schedule and schedule.optimizer is optimizer
 
 
