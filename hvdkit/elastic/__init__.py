@@ -18,7 +18,7 @@ Horovod 0.28.1 breaks this in the following ways, each with the file that mends 
   their tensors, so that a second rollback finds momentum changed; and gradients of the failed step stay, which the next
   backward of a script that calls `zero_grad` after each step adds to (`handlers`).
 - A worker that joins while others leave waits for ever for a state that nobody sends; news of hosts that comes during
-  a reset is thrown away; a worker that dies then takes the survivors along (`loop`).
+  a reset is thrown away; an exception in a restart ends the worker (`loop`).
 """
 
 from hvdkit.elastic.loop import run

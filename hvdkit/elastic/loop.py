@@ -2,8 +2,8 @@
 
 Horovod's loop with three differences. After a graceful reset the state is committed as it is, and always shared
 (Horovod does not where workers only left, and then its sampler goes on with the old ranks' shares and a worker that
-joins at the same time waits for ever). A worker that dies during a reset leads to another one, not to the end of the
-survivors. News of hosts that comes during a reset is kept.
+joins at the same time waits for ever). HorovodInternalError in a restart leads to another restart (what Horovod's
+library itself meets while it connects still aborts the process). News of hosts that comes during a reset is kept.
 """
 
 import functools
