@@ -21,6 +21,7 @@ from hvdkit.optim.compression import average_errors
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.reducer import Reducer
 from hvdkit.runtime import World, current_world
+from hvdkit.runtime.dropin.functions import broadcast_object
 
 RESIDUALS = "compression"
 """The key of an optimizer's state_dict under which bucket compression keeps its state."""
@@ -204,6 +205,20 @@ class Distributed:
             averaged = average_errors([residuals[i] for i in indices], "hvdkit.optimizer.residuals", collectives)
             state[RESIDUALS] = dict(zip(indices, averaged, strict=True))
         return state
+
+    def follow_compression(self, root_rank: int) -> None:
+        """Go on compressing as rank `root_rank` does, for a world in which some ranks are new. Collective.
+
+        What all ranks must have alike (PowerSGD's start Q) is taken from it; each rank keeps what it has not sent.
+        """
+        state = self.state_dict()
+        mine = state.get(_RESIDUALS, {})
+        shared = {index: {key: kept for key, kept in of.items() if key != "error"} for index, of in mine.items()}
+        shared = broadcast_object(shared, root_rank=root_rank, name="hvdkit.optimizer.compression")
+        if mine or shared:
+            errors = {index: {"error": of["error"]} for index, of in mine.items() if "error" in of}
+            state[_RESIDUALS] = {index: {**errors.get(index, {}), **of} for index, of in shared.items()}
+            self.load_state_dict(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As the wrapped optimizer's; an unfinished step is forgotten."""
