@@ -103,7 +103,9 @@ class LocalAggregation(WeighedAggregation):
             return super().state()
         rounds = self._rounds.state_dict()
         same = {key: rounds.pop(key) for key in _SAME_ON_ALL}
-        worker = {"weights": dict(self._model.state_dict()), "inner": self.optimizer.state_dict(), "rounds": rounds}
+        # A copy, since the model takes the outer weights while it is saved.
+        weights = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+        worker = {"weights": weights, "inner": self.optimizer.state_dict(), "rounds": rounds}
         return {"rounds": same}, {"worker": worker}
 
     def restore(self, saved: SavedState) -> None:
