@@ -43,7 +43,9 @@ if deed == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 here = {"pid": os.getpid(), "name": os.environ["HVDKIT_RUN_NAME"], "parent": os.getppid(), "host": os.uname().nodename}
 if deed == "stray":
-    here["stray"] = subprocess.Popen(["sleep", "1000"], start_new_session=True).pid
+    # Not with the rank's stdout: horovodrun over Gloo waits until nobody has that any more.
+    nowhere = subprocess.DEVNULL
+    here["stray"] = subprocess.Popen(["sleep", "1000"], stdout=nowhere, stderr=nowhere, start_new_session=True).pid
 write(f"{attempt}.{rank}", here)
 if deed == "end":
     # As soon as one has ended, mpirun waits for the others; none would be there otherwise.

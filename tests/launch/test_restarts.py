@@ -43,6 +43,11 @@ def test_no_pause_stays_none() -> None:
     assert {decision.pause_s for decision in decisions(RestartPolicy(9, first_pause_s=0.0), [(1, LONG)] * 5)} == {0}
 
 
+def test_a_long_first_pause_is_kept() -> None:
+    found = decisions(RestartPolicy(9, first_pause_s=3600.0), [(1, LONG)] * 3)
+    assert [decision.pause_s for decision in found] == [3600, 3600, 3600]
+
+
 @pytest.mark.parametrize(
     ("ends", "restarted"),
     [

@@ -13,7 +13,7 @@ import pytest
 from tests.jobs import BIN, run_program
 from tests.launch.supervised import COMMUNICATING, LAUNCHERS, PLAIN_SHELL, job, left_behind, processes_named, told
 
-pytestmark = pytest.mark.launch
+pytestmark = [pytest.mark.launch, pytest.mark.timeout(150)]
 
 BACK_SOON = ["--max-restarts", "2", "--backoff", "0.2"]
 MPIRUN = ["--launcher", "mpirun"]
@@ -55,7 +55,7 @@ def test_a_killed_mpirun_leaves_nothing_to_the_next_attempt(tmp_path: Path) -> N
         first = one.read("0.0")
         assert Path(first["session"]).is_dir() and first["segments"]
         ranks = [psutil.Process(one.read(f"0.{rank}")["pid"]) for rank in range(2)]
-        assert psutil.Process(first["parent"]).name() == "mpirun"
+        assert "run" in psutil.Process(first["parent"]).name()
         os.kill(first["parent"], signal.SIGKILL)
         status, said = one.end()
         assert status == 0, said
@@ -147,7 +147,7 @@ def test_who_does_not_end_in_time_is_ended(launcher: str, tmp_path: Path) -> Non
         one.wait_for("0.0", "0.1")
         one.process.send_signal(signal.SIGTERM)
         status, said = one.end(40)
-        assert status > 128 and "as it was told to" in said, (status, said)
+        assert status not in (0, 75) and "as it was told to" in said, (status, said)
         (name,) = one.run_names
         assert left_behind(name) == [] and not (tmp_path / "1.0").exists()
 
