@@ -56,14 +56,16 @@ def processes_of(run_name: str) -> list[psutil.Process]:
 
 def tell_ranks(run_name: str, number: int) -> int:
     """Send a signal to the job's ranks here, and not to what they started; returns how many there were."""
-    ranks = {process.pid: process for process, environ in _members(run_name) if _RANK_VARIABLES & environ.keys()}
-    told = 0
-    for process in ranks.values():
+    with_rank = {process.pid: process for process, environ in _members(run_name) if _RANK_VARIABLES & environ.keys()}
+    ranks = []
+    for process in with_rank.values():
         with suppress(psutil.Error):
-            if process.ppid() not in ranks:
-                process.send_signal(number)
-                told += 1
-    return told
+            if process.ppid() not in with_rank:
+                ranks.append(process)
+    for process in ranks:  # all known by now: the children of one that ends at once get another parent
+        with suppress(psutil.Error):
+            process.send_signal(number)
+    return len(ranks)
 
 
 def end_processes(run_name: str, grace_s: float = _GRACE_S) -> int:
