@@ -63,8 +63,11 @@ def new_run_name() -> str:
 def supervise_job(wanted: Wanted, site: Site, how: Supervision, show: Callable[[tuple[str, ...]], str]) -> int:
     """Run the job to its end, with restarts; returns the status of the last attempt. `show` makes a line of a command.
 
-    Raises LaunchError where a job of this name runs here already, and where a launcher is gone.
+    Raises LaunchError where a job of this name runs here already, or seems to, and where a launcher is gone.
     """
+    if os.environ.get(RUN_NAME) == how.run_name:
+        raise LaunchError(f"{RUN_NAME} is {how.run_name} here already: what else has it would be taken for the job's; "
+                          "unset it, or take another name")  # fmt: skip
     if processes_of(how.run_name):
         raise LaunchError(f"a job named {how.run_name} is running on this machine; end it, or take another name")
     site = replace(site, exported=tuple(sorted({*site.exported, RUN_NAME, ATTEMPT})))
