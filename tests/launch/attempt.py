@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 folder, deeds = Path(sys.argv[1]), sys.argv[2:]
-rank = int(os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMI_RANK") or os.environ["HOROVOD_RANK"])
+names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID")
+rank = next(int(os.environ[name]) for name in names if name in os.environ)
 attempt = int(os.environ["HVDKIT_ATTEMPT"])
 
 
