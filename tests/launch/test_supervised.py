@@ -186,7 +186,8 @@ def test_ranks_do_not_outlive_a_killed_supervisor(launcher: str, tmp_path: Path)
 def test_two_jobs_of_one_name_do_not_meet(tmp_path: Path) -> None:
     with job(tmp_path, *MPIRUN, "--run-name", "taken", deeds=["wait"]) as one:
         one.wait_for("0.0", "0.1")
-        with job(tmp_path, *MPIRUN, "--run-name", "taken", deeds=["end"]) as other:
+        (tmp_path / "other").mkdir()
+        with job(tmp_path / "other", *MPIRUN, "--run-name", "taken", deeds=["end"]) as other:
             status, said = other.end()
             assert status == 2 and "a job named taken is running on this machine" in said
         one.process.terminate()
