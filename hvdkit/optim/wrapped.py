@@ -212,12 +212,12 @@ class Distributed:
         What all ranks must have alike (PowerSGD's start Q) is taken from it; each rank keeps what it has not sent.
         """
         state = self.state_dict()
-        mine = state.get(_RESIDUALS, {})
+        mine = state.get(RESIDUALS, {})
         shared = {index: {key: kept for key, kept in of.items() if key != "error"} for index, of in mine.items()}
         shared = broadcast_object(shared, root_rank=root_rank, name="hvdkit.optimizer.compression")
         if mine or shared:
             errors = {index: {"error": of["error"]} for index, of in mine.items() if "error" in of}
-            state[_RESIDUALS] = {index: {**errors.get(index, {}), **of} for index, of in shared.items()}
+            state[RESIDUALS] = {index: {**errors.get(index, {}), **of} for index, of in shared.items()}
             self.load_state_dict(state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
