@@ -27,6 +27,7 @@ LAYERS = [
     ["collectives"],
     ["runtime"],
     ["horovod_build"],
+    ["untrusted"],
     ["errors"],
 ]
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}

@@ -15,6 +15,7 @@ from hvdkit.checkpoint.structure import pack, unpack
 from hvdkit.data.durable import complete_folder, remove_folder
 from hvdkit.errors import CheckpointError
 from hvdkit.runtime import World, raise_together
+from hvdkit.untrusted import inside, parse_json
 
 _PREFIX = "step-"
 _NAME = re.compile(rf"{_PREFIX}\d+")
@@ -61,25 +62,25 @@ def save_checkpoint(
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify the checkpoint in `folder`. Not collective. Raises CheckpointError if a file is missing or
     was changed."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = parse_json(_file(folder, "manifest.json").read_text(encoding="utf-8"))
         if manifest["format"] != _FORMAT:
             raise CheckpointError(
                 f"checkpoint {folder} has format {manifest['format']}; this hvdkit reads format {_FORMAT}"
             )
         files: dict[str, str] = manifest["sha256"]
         for name in {*files, *_STATE_FILES}:
-            path = (folder / name).resolve()
-            if not path.is_relative_to(folder.resolve()):
-                raise CheckpointError(f"checkpoint {folder}: {name!r} points outside its folder")
-            if _hash(path) != files[name]:
+            if _hash(_file(folder, name)) != files[name]:
                 raise CheckpointError(f"checkpoint {folder} is damaged: {name} is not what was written; use another")
         tensors = load_file(folder / "state.safetensors")
-        state: dict[str, Any] = unpack(json.loads((folder / "state.json").read_text(encoding="utf-8")), tensors)
-    except (OSError, KeyError, TypeError, ValueError) as problem:
+        state: dict[str, Any] = unpack(parse_json((folder / "state.json").read_text(encoding="utf-8")), tensors)
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as problem:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {problem}") from problem
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {folder} cannot be read: state.json holds no dictionary")
     return Checkpoint(folder, state)
 
 
@@ -135,6 +136,14 @@ def _write(folder: Path, step: int, write_model: Callable[[Path], None], state: 
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     manifest = {"format": _FORMAT, "step": step, "sha256": {name: _hash(folder / name) for name in names}}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _file(folder: Path, name: str) -> Path:
+    """A file of a checkpoint, which someone else may have made. Raises ValueError or OSError for what is none."""
+    path = inside(folder, name)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{name} is not a regular file")  # reading a pipe would never end
+    return path
 
 
 def _hash(path: Path) -> str:

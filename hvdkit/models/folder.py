@@ -1,15 +1,25 @@
 """Model folders: weights in safetensors and a config.json, hvdkit's own or Hugging Face's."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hvdkit.data.durable import complete_folder
 from hvdkit.errors import CheckpointError, ConfigError
 from hvdkit.models.config import ModelConfig
 from hvdkit.models.construct import from_config, from_function
 from hvdkit.models.language_model import LanguageModel
-from hvdkit.models.state import CONFIG_FILE, CONFIG_KEY, WEIGHTS_FILE, distinct_tensors, load_tensors, read_tensors
+from hvdkit.models.state import (
+    CONFIG_FILE,
+    CONFIG_KEY,
+    WEIGHTS_FILE,
+    check_fit,
+    distinct_tensors,
+    load_tensors,
+    read_tensors,
+)
+from hvdkit.untrusted import parse_json
 
 
 def write_model(folder: Path, model: LanguageModel) -> None:
@@ -33,16 +43,16 @@ def load_model(folder: Path) -> LanguageModel:
         from hvdkit.models.hugging_face import load_hugging_face
 
         return load_hugging_face(folder)
+    tensors = read_tensors(folder / WEIGHTS_FILE)
     try:
         if "function" in description:
-            model = from_function(description["function"], description["objective"], description["vocab_size"],
+            model = from_function(str(description["function"]), description["objective"], description["vocab_size"],
                                   description["context"])  # fmt: skip
         else:
             name = str(description.pop("name", description.get("architecture", "model")))
-            model = from_config(ModelConfig.from_dict(description), name)
+            model = _built_in(ModelConfig.from_dict(description), name, tensors, folder)
     except (ConfigError, KeyError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
-    tensors = read_tensors(folder / WEIGHTS_FILE)
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:
         model.to(dtypes.pop())
@@ -65,11 +75,20 @@ def load_weights(model: LanguageModel, folder: Path) -> None:
         load_tensors(model, read_tensors(folder / WEIGHTS_FILE), str(folder))
 
 
+def _built_in(config: ModelConfig, name: str, tensors: dict[str, torch.Tensor], folder: Path) -> LanguageModel:
+    """The model, once its weights are known to fit: a few bytes of configuration may name any size."""
+    if config.layers > len(tensors):
+        raise CheckpointError(f"{folder}: {config.layers} layers cannot lie in the {len(tensors)} tensors there")
+    with torch.device("meta"):
+        check_fit(from_config(config, name), tensors, str(folder))
+    return from_config(config, name)
+
+
 def _description(folder: Path) -> dict[str, Any] | None:
     """How hvdkit builds the model; None for a Hugging Face folder."""
     path = folder / CONFIG_FILE
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no model: {CONFIG_FILE} cannot be read ({error})") from error
     description = config.get(CONFIG_KEY) if isinstance(config, dict) else None
