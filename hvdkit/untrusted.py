@@ -12,6 +12,8 @@ from typing import Any
 MOST_LEVELS = 200
 _MOST_BITS = 1023
 _SHOWN = 200
+_LONGEST_NAME = 255
+"""Bytes, in all file systems of Linux."""
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -75,7 +77,7 @@ def inside(folder: Path, name: object, within: Path | None = None) -> Path:
 
     Raises ValueError for a name that leads out of the folder, or is none.
     """
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not isinstance(name, str) or not name or "\0" in name or any(map(_is_too_long, name.split("/"))):
         raise ValueError(f"{shown(name)} is not the name of a file")
     path = folder / name
     # Python before 3.13 raises RuntimeError for links that go round in a circle.
@@ -86,6 +88,10 @@ def inside(folder: Path, name: object, within: Path | None = None) -> Path:
     if goes_out:
         raise ValueError(f"{shown(name)} points outside its folder")
     return path
+
+
+def _is_too_long(part: str) -> bool:
+    return len(part.encode(errors="surrogateescape")) > _LONGEST_NAME
 
 
 def shown(value: object) -> str:

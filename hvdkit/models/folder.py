@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hvdkit.data.durable import complete_folder
 from hvdkit.errors import CheckpointError, ConfigError
 from hvdkit.models.config import ModelConfig
@@ -14,12 +12,14 @@ from hvdkit.models.state import (
     CONFIG_FILE,
     CONFIG_KEY,
     WEIGHTS_FILE,
-    check_fit,
     distinct_tensors,
     load_tensors,
     read_tensors,
 )
 from hvdkit.untrusted import parse_json
+
+_ROTARY, _ROTARY_FREE = 16, 2**20
+"""How many values of rotary positions a parameter allows for, and how many are allowed without."""
 
 
 def write_model(folder: Path, model: LanguageModel) -> None:
@@ -43,16 +43,16 @@ def load_model(folder: Path) -> LanguageModel:
         from hvdkit.models.hugging_face import load_hugging_face
 
         return load_hugging_face(folder)
-    tensors = read_tensors(folder / WEIGHTS_FILE)
     try:
         if "function" in description:
             model = from_function(str(description["function"]), description["objective"], description["vocab_size"],
                                   description["context"])  # fmt: skip
         else:
             name = str(description.pop("name", description.get("architecture", "model")))
-            model = _built_in(ModelConfig.from_dict(description), name, tensors, folder)
+            model = _built_in(ModelConfig.from_dict(description), name, folder)
     except (ConfigError, KeyError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+    tensors = read_tensors(folder / WEIGHTS_FILE)
     dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:
         model.to(dtypes.pop())
@@ -75,12 +75,24 @@ def load_weights(model: LanguageModel, folder: Path) -> None:
         load_tensors(model, read_tensors(folder / WEIGHTS_FILE), str(folder))
 
 
-def _built_in(config: ModelConfig, name: str, tensors: dict[str, torch.Tensor], folder: Path) -> LanguageModel:
-    """The model, once its weights are known to fit: a few bytes of configuration may name any size."""
-    if config.layers > len(tensors):
-        raise CheckpointError(f"{folder}: {config.layers} layers cannot lie in the {len(tensors)} tensors there")
-    with torch.device("meta"):
-        check_fit(from_config(config, name), tensors, str(folder))
+def _built_in(config: ModelConfig, name: str, folder: Path) -> LanguageModel:
+    """The model, unless it is far larger than its weights: a few bytes of configuration may name any size."""
+    tensors = read_tensors(folder / WEIGHTS_FILE)  # mapped, not yet in memory
+    saved = sum(tensor.numel() for tensor in tensors.values())
+    positions = config.context * config.width
+    parts = {
+        "layers": config.layers * config.width * max(config.width, config.feed_forward),
+        "vocab_size": config.vocab_size * config.width,
+        "segments": config.segments * config.width if config.architecture == "bert" else 0,
+        # Rotary positions are not saved but made.
+        "context": positions if config.positions == "learned" else positions // _ROTARY - _ROTARY_FREE,
+    }
+    wrong = [name for name, count in parts.items() if count > saved]
+    if wrong or config.layers > len(tensors):
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} does not fit {WEIGHTS_FILE}, which holds {saved:,} parameters in {len(tensors):,} "
+            f"tensors: {', '.join(wrong or ['layers'])} would take more"
+        )
     return from_config(config, name)
 
 

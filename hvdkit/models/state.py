@@ -35,15 +35,6 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], origin:
 
     Dtypes are converted. Raises CheckpointError, naming `origin` and what is missing, unexpected or of another shape.
     """
-    check_fit(module, tensors, origin)
-    state = module.state_dict()
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            state[name].copy_(tensor)
-
-
-def check_fit(module: nn.Module, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
-    """Raise CheckpointError, as `load_tensors` does, unless `tensors` are those of `module` by name and shape."""
     state = module.state_dict()
     own = distinct_tensors(module)
     missing = [name for name in own if name not in tensors]
@@ -63,6 +54,9 @@ def check_fit(module: nn.Module, tensors: Mapping[str, torch.Tensor], origin: st
             f"{origin} does not fit the model: {'; '.join(faults)}. Use the model, vocabulary and context "
             "that it was made with"
         )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

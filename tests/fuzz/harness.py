@@ -82,7 +82,8 @@ def _time_limit() -> Iterator[None]:
         raise InputTookTooLong(f"an input took more than {INPUT_LIMIT_S} s")
 
     before = signal.signal(signal.SIGALRM, stop)
-    rest, _ = signal.setitimer(signal.ITIMER_REAL, INPUT_LIMIT_S)
+    # Again and again, since an exception in a callback of the garbage collector or of C code is lost.
+    rest, _ = signal.setitimer(signal.ITIMER_REAL, INPUT_LIMIT_S, 0.5)
     # Code that never returns to Python gets no signal: then the whole process ends, saying where.
     faulthandler.dump_traceback_later(3 * INPUT_LIMIT_S, exit=True)
     try:

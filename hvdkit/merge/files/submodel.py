@@ -132,6 +132,6 @@ def _parts(index: Path) -> list[str]:
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or "\0" in name:
             raise MergeError(f"{index}: {shown(name)} points outside its folder")
-        if not (index.parent / name).is_file():
+        if not file_in(index.parent, name).is_file():
             raise MergeError(f"{index}: names {shown(name)}, which is not there")
     return sorted(names)
