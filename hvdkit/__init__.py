@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     # loaded at first use too, so that `hvdkit doctor` and `hvdkit horovod build` can speak where torch does not load
-    **dict.fromkeys(("World", "current_world", "init", "is_initialized", "shutdown"), "hvdkit.runtime"),
+    **dict.fromkeys(("World", "current_world", "init", "is_initialized", "launch_info", "shutdown"), "hvdkit.runtime"),
     # hvdkit's own implementations of Horovod's names
     "DistributedOptimizer": "hvdkit.optim",
     "Compression": "hvdkit.compression",
@@ -124,4 +124,5 @@ if TYPE_CHECKING:
     from hvdkit.runtime import current_world as current_world
     from hvdkit.runtime import init as init
     from hvdkit.runtime import is_initialized as is_initialized
+    from hvdkit.runtime import launch_info as launch_info
     from hvdkit.runtime import shutdown as shutdown

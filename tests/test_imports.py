@@ -21,6 +21,7 @@ LAYERS = [
     ["checkpoint"],
     ["models"],
     ["data"],
+    ["files"],
     ["mpi_ops", "functions", "optimizer", "sync_batch_norm", "compression"],
     ["elastic"],
     ["optim"],
@@ -28,7 +29,7 @@ LAYERS = [
     ["runtime"],
     ["horovod_build"],
     ["untrusted"],
-    ["errors"],
+    ["errors", "contract"],
 ]
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 USERS_OF_NAMES = {"cli", "mpi_ops", "functions", "optimizer", "sync_batch_norm"}

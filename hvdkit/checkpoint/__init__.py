@@ -1,22 +1,42 @@
-"""Checkpoints: complete or absent, verified when read, made of safetensors and JSON; nothing is pickled.
+"""Checkpoints: complete or absent, verified when written and when read, made of safetensors and JSON; no pickle.
 
-A checkpoint is a folder: `model/` (loadable by itself, tokenizer included), `state.safetensors` and `state.json`
-(optimizer, random generators of every rank, position), and `manifest.json` with the hash of every other file.
+saver = Saver(world, run / "checkpoints", keep=2, keep_best=1, background=True)
+saver.save(step, common, own, write_model)        # collective; each rank writes its part
+saver.finish()                                    # collective; the last one is complete
+checkpoint = open_newest(world, run, print)       # the newest that is whole
+checkpoint.common(), checkpoint.own(world.rank), checkpoint.model, checkpoint.manifest
 """
 
-from hvdkit.checkpoint.folder import Checkpoint, find_checkpoint, find_model, load_checkpoint, prune, save_checkpoint
-from hvdkit.checkpoint.random_state import gather_random_state, restore_random_state
+from hvdkit.checkpoint.folder import (
+    Checkpoint,
+    find_checkpoint,
+    find_model,
+    list_checkpoints,
+    load_checkpoint,
+    open_checkpoint,
+    open_newest,
+    prune,
+    set_aside,
+)
+from hvdkit.checkpoint.manifest import Manifest
+from hvdkit.checkpoint.random_state import random_state, restore_random_state
+from hvdkit.checkpoint.saver import Saver
 from hvdkit.checkpoint.structure import pack, unpack
 
 __all__ = [
     "Checkpoint",
+    "Manifest",
+    "Saver",
     "find_checkpoint",
     "find_model",
-    "gather_random_state",
+    "list_checkpoints",
     "load_checkpoint",
+    "open_checkpoint",
+    "open_newest",
     "pack",
     "prune",
+    "random_state",
     "restore_random_state",
-    "save_checkpoint",
+    "set_aside",
     "unpack",
 ]

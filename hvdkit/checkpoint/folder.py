@@ -1,96 +1,91 @@
-"""Saves, finds and loads checkpoint folders."""
+"""The folders of checkpoints: finding them, reading them, dropping the old ones."""
 
-import hashlib
-import json
+import math
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from hvdkit.checkpoint.structure import pack, unpack
-from hvdkit.data.durable import complete_folder, remove_folder
+from hvdkit.checkpoint.manifest import MANIFEST, Manifest, read_manifest, verify
+from hvdkit.checkpoint.parts import State, outlines_of, read_common, read_own
 from hvdkit.errors import CheckpointError
-from hvdkit.runtime import World, raise_together
-from hvdkit.untrusted import inside, parse_json
+from hvdkit.files.durable import remove_folder
+from hvdkit.runtime import World, share_object, together
 
 _PREFIX = "step-"
 _NAME = re.compile(rf"{_PREFIX}\d+")
-_FORMAT = 1
-_STATE_FILES = ("state.json", "state.safetensors")
+_DAMAGED = ".damaged"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: where its model lies, and the state that was saved with it."""
+    """A verified checkpoint."""
 
     folder: Path
-    state: dict[str, Any]
+    manifest: Manifest
 
     @property
     def model(self) -> Path:
         """The folder of model and tokenizer."""
         return self.folder / "model"
 
+    def common(self) -> State:
+        """Read the state that all ranks had alike."""
+        return read_common(self.folder, self.manifest.files)
 
-def save_checkpoint(
-    world: World, checkpoints: Path, step: int, write_model: Callable[[Path], None], state: dict[str, Any]
-) -> Path:
-    """Write `checkpoints/step-N` from rank 0; returns it on all ranks. Collective.
-
-    `write_model` puts model and tokenizer into the folder that it is given; `state` is nested data and tensors, the
-    same on all ranks. Written beside, flushed, renamed: a checkpoint is complete or absent. Raises CheckpointError
-    on all ranks if it cannot be written.
-    """
-    folder = checkpoints / f"{_PREFIX}{step:08d}"
-    error: CheckpointError | None = None
-    if world.is_root:
-        try:
-            with complete_folder(folder) as beside:
-                _write(beside, step, write_model, state)
-        except CheckpointError as problem:
-            error = problem
-        except Exception as problem:  # the disk's faults come as OSError, or as whatever safetensors makes of them
-            error = CheckpointError(f"checkpoint {folder} cannot be written: {problem}")
-    raise_together(world, error)
-    return folder
+    def own(self, rank: int) -> State:
+        """Read the state that rank `rank` of the `manifest.world_size` alone had."""
+        return read_own(self.folder, self.manifest.files, rank)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read and verify the checkpoint in `folder`. Not collective. Raises CheckpointError if a file is missing or
-    was changed."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """Verify all of the checkpoint in `folder`. Not collective. Raises CheckpointError if a file is missing or was
+    changed."""
+    manifest = _manifest(folder)
+    verify(folder, manifest, manifest.files)
+    return Checkpoint(folder, manifest)
 
-    try:
-        manifest = parse_json(_file(folder, "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] != _FORMAT:
-            raise CheckpointError(
-                f"checkpoint {folder} has format {manifest['format']}; this hvdkit reads format {_FORMAT}"
-            )
-        files: dict[str, str] = manifest["sha256"]
-        for name in {*files, *_STATE_FILES}:
-            if _hash(_file(folder, name)) != files[name]:
-                raise CheckpointError(f"checkpoint {folder} is damaged: {name} is not what was written; use another")
-        tensors = load_file(folder / "state.safetensors")
-        state: dict[str, Any] = unpack(parse_json((folder / "state.json").read_text(encoding="utf-8")), tensors)
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as problem:
-        raise CheckpointError(f"checkpoint {folder} cannot be read: {problem}") from problem
-    if not isinstance(state, dict):
-        raise CheckpointError(f"checkpoint {folder} cannot be read: state.json holds no dictionary")
-    return Checkpoint(folder, state)
+
+def open_checkpoint(world: World, folder: Path) -> Checkpoint:
+    """Verify the checkpoint in `folder`, each rank a share of its files. Collective.
+
+    Raises CheckpointError on all ranks if a file is missing or was changed.
+    """
+
+    def check() -> Manifest:
+        manifest = _manifest(folder)
+        by_size = sorted(manifest.files, key=lambda name: (-manifest.files[name].n_bytes, name))
+        verify(folder, manifest, by_size[world.rank :: world.size])
+        return manifest
+
+    return Checkpoint(folder, together(world, check))
+
+
+def open_newest(world: World, path: Path, say: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint that `path` means: itself, or the newest one of a run folder that is whole. Collective.
+
+    Newer ones that are damaged are told to `say`. Raises CheckpointError on all ranks if there is none.
+    """
+    found = together(world, lambda: [path] if _is_complete(path) else list_checkpoints(path / "checkpoints"))
+    found = share_object(world, found)
+    for number, folder in enumerate(reversed(found)):
+        try:
+            return open_checkpoint(world, folder)
+        except CheckpointError as problem:
+            if number == len(found) - 1:
+                raise
+            say(f"{problem}; the checkpoint before it is used")
+    raise _none(path)
 
 
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint that `path` means: itself, or the newest of a run folder. Raises CheckpointError if none."""
-    if (path / "manifest.json").is_file():
+    if _is_complete(path):
         return path
-    found = _steps(path / "checkpoints")
+    found = list_checkpoints(path / "checkpoints")
     if not found:
-        raise CheckpointError(f"{path} is neither a checkpoint nor a run folder with checkpoints in it")
+        raise _none(path)
     return found[-1]
 
 
@@ -100,55 +95,74 @@ def find_model(path: Path) -> Path:
     for candidate in (path / "model", path):
         if (candidate / "config.json").is_file():
             return candidate
-    if path.is_dir() and _steps(path / "checkpoints"):
+    if path.is_dir() and list_checkpoints(path / "checkpoints"):
         return find_checkpoint(path) / "model"
     raise CheckpointError(f"{path} holds no model: name a run folder, a checkpoint, or a folder with config.json")
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints (0 for none of them), and what interrupted saves left behind.
+def list_checkpoints(checkpoints: Path) -> list[Path]:
+    """The complete checkpoints in the folder `checkpoints`, the oldest first."""
+    # A copy that someone made beside them (step-00000100-good) is not ours to choose or delete.
+    found = (path for path in checkpoints.glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name) and _is_complete(path))
+    return sorted(found, key=lambda path: int(path.name[len(_PREFIX) :]))
 
-    Not collective: call it on one rank, while none is being saved.
+
+def folder_of(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return checkpoints / f"{_PREFIX}{step:08d}"
+
+
+def set_aside(checkpoints: Path, after: Path) -> None:
+    """Rename the checkpoints that are newer than `after`, damaged ones, out of the way of a run that goes on there.
+
+    Not collective: call it on one rank.
     """
-    for folder in _steps(checkpoints)[:-keep] if keep > 0 else []:
-        remove_folder(folder)
+    for folder in list_checkpoints(checkpoints):
+        if int(folder.name[len(_PREFIX) :]) > int(after.name[len(_PREFIX) :]):
+            aside = folder.with_name(folder.name + _DAMAGED)
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+
+
+def prune(checkpoints: Path, keep: int, keep_best: int = 0) -> None:
+    """Delete all checkpoints but the newest `keep` (0: keeps all) and the `keep_best` of least validation loss.
+
+    Those that were saved without a validation loss are none of the best. Not collective: call it on one rank.
+    """
+    found = list_checkpoints(checkpoints)
+    losses = {folder: _validation_loss(folder) for folder in found}
+    measured = [folder for folder in found if losses[folder] < math.inf]
+    best = sorted(measured, key=lambda folder: losses[folder])[:keep_best]
+    for folder in found[:-keep] if keep > 0 else []:
+        if folder not in best:
+            remove_folder(folder)
+
+
+def remove_leftovers(checkpoints: Path) -> None:
+    """Delete what interrupted saves left behind. Not collective: call it on one rank, while none is being saved."""
     for folder in [*checkpoints.glob(f".{_PREFIX}*.part"), *checkpoints.glob(f".{_PREFIX}*.old")]:
         shutil.rmtree(folder)
 
 
-def _steps(checkpoints: Path) -> list[Path]:
-    found = (path for path in checkpoints.glob(f"{_PREFIX}*") if (path / "manifest.json").is_file())
-    # A copy that someone made beside them (step-00000100-good) is not ours to choose or delete.
-    return sorted(
-        (path for path in found if _NAME.fullmatch(path.name)), key=lambda path: int(path.name[len(_PREFIX) :])
-    )
+def _manifest(folder: Path) -> Manifest:
+    manifest = read_manifest(folder)
+    missing = outlines_of(manifest.world_size) - manifest.files.keys()
+    if missing:
+        raise CheckpointError(f"checkpoint {folder} cannot be read: its manifest lacks {min(missing)}")
+    return manifest
 
 
-def _write(folder: Path, step: int, write_model: Callable[[Path], None], state: dict[str, Any]) -> None:
-    from safetensors.torch import save_file
-
-    (folder / "model").mkdir()
-    write_model(folder / "model")
-    tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(pack(state, tensors, copies=False))  # which would double what saving takes
-    save_file(tensors, folder / "state.safetensors")
-    (folder / "state.json").write_text(text, encoding="utf-8")
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    manifest = {"format": _FORMAT, "step": step, "sha256": {name: _hash(folder / name) for name in names}}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+def _validation_loss(folder: Path) -> float:
+    try:
+        loss = read_manifest(folder).validation_loss
+    except CheckpointError:
+        loss = None
+    return math.inf if loss is None or math.isnan(loss) else loss
 
 
-def _file(folder: Path, name: str) -> Path:
-    """A file of a checkpoint, which someone else may have made. Raises ValueError or OSError for what is none."""
-    path = inside(folder, name)
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{name} is not a regular file")  # reading a pipe would never end
-    return path
+def _is_complete(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def _none(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} is neither a checkpoint nor a run folder with checkpoints in it")

@@ -1,24 +1,30 @@
-"""The state of every rank's random generators of torch."""
+"""The state of this rank's random generators: torch's, Python's and NumPy's, which one's own model or data may use."""
 
+import random
+from typing import Any
+
+import numpy as np
 import torch
 
-from hvdkit.runtime import World, gather_objects
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Of all generators of this process that `restore_random_state` sets: nested data and tensors."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    state = {
+        "cpu": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
 
 
-def gather_random_state(world: World) -> dict[str, torch.Tensor]:
-    """All ranks' generator states, on every rank: each (size, n) uint8. Collective."""
-    mine = {"cpu": torch.get_rng_state()}
-    if world.device.type == "cuda":
-        mine["cuda"] = torch.cuda.get_rng_state(world.device)
-    gathered = gather_objects(world, mine)
-    return {kind: torch.stack([states[kind] for states in gathered]) for kind in mine}
-
-
-def restore_random_state(world: World, saved: dict[str, torch.Tensor]) -> bool:
-    """Set this rank's generators as they were; returns False, changing nothing, at another world size."""
-    if len(saved["cpu"]) != world.size:
-        return False
-    torch.set_rng_state(saved["cpu"][world.rank].clone())
-    if "cuda" in saved and world.device.type == "cuda":
-        torch.cuda.set_rng_state(saved["cuda"][world.rank].clone(), world.device)
-    return True
+def restore_random_state(device: torch.device, saved: dict[str, Any]) -> None:
+    """Set this process's generators as they were."""
+    torch.set_rng_state(saved["cpu"].clone())
+    random.setstate(saved["python"])
+    kind, keys, *rest = saved["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    if "cuda" in saved and device.type == "cuda":
+        torch.cuda.set_rng_state(saved["cuda"].clone(), device)

@@ -14,13 +14,13 @@ from typing import TypeVar
 from hvdkit.data.byte_tokens import ByteTokenizer
 from hvdkit.data.corpus import Corpus, CorpusConfig
 from hvdkit.data.documents import Dropped, Reader
-from hvdkit.data.durable import complete_folder
 from hvdkit.data.held_out import Survey, split, survey
 from hvdkit.data.progress import Progress, Say
 from hvdkit.data.sources import find_sources
 from hvdkit.data.token_files import map_tokens, read_info, store, write_info, write_tokens
 from hvdkit.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer, save_tokenizer
 from hvdkit.errors import DataError
+from hvdkit.files.durable import complete_folder
 from hvdkit.horovod_build.cache import cache_folder
 from hvdkit.runtime import World, gather_objects, share_object, together
 

@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from hvdkit.data.durable import complete_folder, remove_folder
 from hvdkit.data.held_out import Part, Survey
 from hvdkit.data.progress import Progress
 from hvdkit.data.tokenizer import Tokenizer
+from hvdkit.files.durable import complete_folder, remove_folder
 from hvdkit.untrusted import parse_json
 
 INFO_FILE = "corpus.json"

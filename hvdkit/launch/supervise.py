@@ -2,46 +2,83 @@
 
 A plain exec would do for mpirun. But horovodrun becomes a shell that waits for mpirun, and a shell that is told to end
 ends alone and leaves the job running.
+
+Launchers that are told to end leave their ranks no time to save: Open MPI kills them a second later, horovodrun over
+Gloo five seconds later. So where the ranks can be told directly, they are, and the launcher only if the job has not
+ended `grace_s` later, or at a second signal.
 """
 
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import psutil
 
-_FORWARDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
-_ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
+from hvdkit.launch.signals import ENDING, FORWARDED, Signals, blocked, unblocked
+
 _SHELLS = {"sh", "dash", "bash"}
 
 
-def run_launcher(program: str, command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Start `program` with the words of `command` and wait for it; 128 and more for a signal, as in a shell."""
-    watched = {*_FORWARDED, signal.SIGCHLD}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)  # kept until asked for, so that none is missed
-    ended_by = None
-    try:
+def run_launcher(
+    program: str,
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    signals: Signals | None = None,
+    on_start: Callable[[int], None] | None = None,
+    tell_ranks: Callable[[int], bool] | None = None,
+    grace_s: float = 0,
+) -> int:
+    """Start `program` with the words of `command` and wait for it; 128 and more for a signal, as in a shell.
+
+    `on_start` gets the child's number. `tell_ranks` hands a signal to the ranks and says whether it reached one; where
+    it did not, and without it, the launcher gets the signal. What comes is noted in `signals`.
+    """
+    signals = signals or Signals()
+    watched = {*FORWARDED, signal.SIGCHLD}
+    with blocked(watched) as before:  # kept until asked for, so that none is missed
+        if signals.told is not None:
+            return 128 + signals.told
         child = subprocess.Popen(
             command,
             executable=program,
             env=environment,
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before) and None,
         )
+        if on_start is not None:
+            on_start(child.pid)
+        deadline: float | None = None
         while child.poll() is None:
-            received = signal.sigwaitinfo(watched)
+            if deadline is None:
+                received: signal.struct_siginfo | None = signal.sigwaitinfo(watched)
+            else:
+                received = signal.sigtimedwait(watched, max(0.0, deadline - time.monotonic()))
+            if received is None:
+                deadline = None
+                forward(child.pid, signals.told or signal.SIGTERM)
             # A terminal's Ctrl-C (a code above 0) reaches the launcher without us: twice would make it cut short.
-            if received.si_signo in _FORWARDED and received.si_code <= 0:
-                _forward(child.pid, received.si_signo)
-                ended_by = received.si_signo if received.si_signo in _ENDING else ended_by
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    if ended_by and child.returncode == 0:
+            elif received.si_signo in FORWARDED and received.si_code <= 0:
+                number, is_first = received.si_signo, signals.told is None
+                signals.note(number)
+                # Told over ssh: programs that are started meanwhile should not inherit what is blocked here.
+                with unblocked(before):
+                    told = (number not in ENDING or is_first) and tell_ranks is not None and tell_ranks(number)
+                if told:
+                    deadline = time.monotonic() + grace_s if number in ENDING else deadline
+                else:
+                    deadline = None if number in ENDING else deadline
+                    forward(child.pid, number)
+            elif received.si_signo in ENDING:
+                signals.note(received.si_signo)
+    if signals.told and child.returncode == 0:
         # horovodrun over Gloo may lose the status of ranks that it ended: two of its threads wait for the same child.
-        return 128 + ended_by
+        return 128 + signals.told
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
-def _forward(pid: int, number: int) -> None:
+def forward(pid: int, number: int) -> None:
+    """Hand a signal to the launcher that process `pid` is, or for which it is the shell."""
     try:
         child = psutil.Process(pid)
         for process in child.children() if child.name() in _SHELLS else [child]:

@@ -19,13 +19,12 @@ from typing import IO, Any, TypeVar, cast
 
 import torch
 
-from hvdkit.data.durable import complete_folder
 from hvdkit.errors import MergeError
+from hvdkit.files.durable import complete_folder
+from hvdkit.files.tensors import header
 from hvdkit.merge.c_library import start_writing
 from hvdkit.merge.files import Info
-from hvdkit.merge.files.safetensors_file import NAMES
 
-_ALIGNED = 8
 _UNIQUE = re.compile(r"[0-9a-f]{32}")
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -191,16 +190,4 @@ def _lock_file(path: Path) -> IO[bytes]:
 
 
 def _header(names: Sequence[str], infos: Mapping[str, Info]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for name in names:
-        info = infos[name]
-        entries[name] = {
-            "dtype": NAMES[info.dtype],
-            "shape": list(info.shape),
-            "data_offsets": [start, start + info.n_bytes],
-        }
-        start += info.n_bytes
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNED)
-    return len(text).to_bytes(8, "little") + text
+    return header({name: (infos[name].dtype, infos[name].shape) for name in names})

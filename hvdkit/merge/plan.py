@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from hvdkit.errors import MergeError
+from hvdkit.files.tensors import NAMES
 from hvdkit.merge.files import Info
-from hvdkit.merge.files.safetensors_file import NAMES
 from hvdkit.merge.output import Layout
 from hvdkit.merge.recipe import AVERAGES, Model, Override, Recipe
 from hvdkit.merge.rules import RULES, Rule

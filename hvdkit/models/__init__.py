@@ -21,7 +21,7 @@ from hvdkit.models.gpt import GPT
 from hvdkit.models.language_model import LanguageModel, count_parameters
 from hvdkit.models.presets import PRESETS
 from hvdkit.models.sampling import generate
-from hvdkit.models.state import distinct_tensors, load_tensors
+from hvdkit.models.state import copied_state, distinct_tensors, load_tensors
 
 __all__ = [
     "BERT",
@@ -30,6 +30,7 @@ __all__ = [
     "LanguageModel",
     "ModelConfig",
     "build_model",
+    "copied_state",
     "count_parameters",
     "distinct_tensors",
     "generate",

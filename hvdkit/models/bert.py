@@ -13,7 +13,7 @@ from hvdkit.errors import ConfigError
 from hvdkit.models.config import ModelConfig
 from hvdkit.models.language_model import LanguageModel
 from hvdkit.models.layers import Attention, FeedForward, initialise, make_activation, run_layers
-from hvdkit.models.state import write_built
+from hvdkit.models.state import State, write_built
 
 
 class BERTLayer(nn.Module):
@@ -90,5 +90,5 @@ class BERT(LanguageModel):
         """Logits (b, t, vocab_size) of the token at each position."""
         return self.predict(self.encode(tokens))
 
-    def write(self, folder: Path) -> None:
-        write_built(folder, self, {"name": self.name, **self.config.to_dict()})
+    def write(self, folder: Path, state: State | None = None) -> None:
+        write_built(folder, state or self.state_dict(), {"name": self.name, **self.config.to_dict()})

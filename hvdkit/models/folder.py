@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from hvdkit.data.durable import complete_folder
 from hvdkit.errors import CheckpointError, ConfigError
+from hvdkit.files.durable import complete_folder
 from hvdkit.models.config import ModelConfig
 from hvdkit.models.construct import from_config, from_function
 from hvdkit.models.language_model import LanguageModel
@@ -12,6 +12,7 @@ from hvdkit.models.state import (
     CONFIG_FILE,
     CONFIG_KEY,
     WEIGHTS_FILE,
+    State,
     distinct_tensors,
     load_tensors,
     read_tensors,
@@ -22,9 +23,9 @@ _ROTARY, _ROTARY_FREE = 16, 2**20
 """How many values of rotary positions a parameter allows for, and how many are allowed without."""
 
 
-def write_model(folder: Path, model: LanguageModel) -> None:
-    """Write `model` into the existing `folder`, which you are making."""
-    model.write(folder)
+def write_model(folder: Path, model: LanguageModel, state: State | None = None) -> None:
+    """Write `model` into the existing `folder`, which you are making; with the weights of `state` where given."""
+    model.write(folder, state)
 
 
 def save_model(folder: Path, model: LanguageModel) -> None:

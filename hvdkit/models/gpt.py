@@ -14,7 +14,7 @@ from hvdkit.errors import ConfigError
 from hvdkit.models.config import ModelConfig
 from hvdkit.models.language_model import LanguageModel
 from hvdkit.models.layers import Attention, FeedForward, initialise, run_layers
-from hvdkit.models.state import write_built
+from hvdkit.models.state import State, write_built
 
 
 class GPTLayer(nn.Module):
@@ -65,5 +65,5 @@ class GPT(LanguageModel):
         x = run_layers(self.layers, self.dropout(x), save_memory=self.config.checkpoint_activations)
         return F.linear(self.norm(x), self.embedding.weight)
 
-    def write(self, folder: Path) -> None:
-        write_built(folder, self, {"name": self.name, **self.config.to_dict()})
+    def write(self, folder: Path, state: State | None = None) -> None:
+        write_built(folder, state or self.state_dict(), {"name": self.name, **self.config.to_dict()})

@@ -9,6 +9,7 @@ from torch import nn
 from hvdkit.data.tokenizer import Tokenizer
 from hvdkit.errors import CheckpointError, ConfigError
 from hvdkit.models.language_model import LanguageModel
+from hvdkit.models.state import State
 
 _LENGTH_OPTIONS = ("n_positions", "max_position_embeddings", "n_ctx", "max_sequence_length", "max_seq_len")
 _NO_LIMIT = 2**20
@@ -28,9 +29,11 @@ class HuggingFaceModel(LanguageModel):
         logits: torch.Tensor = self.inner(input_ids=tokens).logits
         return logits
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, state: State | None = None) -> None:
         """Write what `from_pretrained` reads."""
-        self.inner.save_pretrained(folder)
+        prefix = "inner."
+        inner = state and {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        self.inner.save_pretrained(folder, state_dict=inner)
 
 
 def build_hugging_face(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hvdkit.errors import ConfigError
+from hvdkit.models.state import State, write_built
 
 
 class LanguageModel(nn.Module, ABC):
@@ -26,8 +27,11 @@ class LanguageModel(nn.Module, ABC):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor: ...
 
     @abstractmethod
-    def write(self, folder: Path) -> None:
-        """Write weights and config.json into the existing `folder`, so that `load_model` reads them back."""
+    def write(self, folder: Path, state: State | None = None) -> None:
+        """Write weights and config.json into the existing `folder`, so that `load_model` reads them back.
+
+        The weights are those of `state`, such as `copied_state` gives, where there is one, else the module's own.
+        """
 
 
 class OwnModel(LanguageModel):
@@ -47,11 +51,11 @@ class OwnModel(LanguageModel):
             )
         return logits
 
-    def write(self, folder: Path) -> None:
-        from hvdkit.models.state import write_built
-
+    def write(self, folder: Path, state: State | None = None) -> None:
         entry = {"function": self.name, "objective": self.objective}
-        write_built(folder, self, {**entry, "vocab_size": self.vocab_size, "context": self.context})
+        write_built(
+            folder, state or self.state_dict(), {**entry, "vocab_size": self.vocab_size, "context": self.context}
+        )
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hvdkit.errors import CheckpointError
+from hvdkit.files.tensors import write_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -18,16 +19,31 @@ CONFIG_KEY = "hvdkit_model"
 _SHOWN = 5
 
 
-def distinct_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict of `module`, detached, with each shared tensor once, under the first of its names."""
+State = Mapping[str, torch.Tensor]
+
+
+def distinct_tensors(module: nn.Module | State) -> dict[str, torch.Tensor]:
+    """The tensors of a module, or of its state dict, detached, each shared one once, under the first of its names."""
     seen: set[tuple[Any, ...]] = set()
     distinct = {}
-    for name, tensor in module.state_dict().items():
-        identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+    for name, tensor in (module.state_dict() if isinstance(module, nn.Module) else module).items():
+        identity = _identity(tensor)
         if tensor.numel() == 0 or identity not in seen:
             seen.add(identity)
             distinct[name] = tensor.detach()
     return distinct
+
+
+def copied_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of `module` in CPU memory of its own, which does not follow the module; shared stays shared."""
+    copies: dict[tuple[Any, ...], torch.Tensor] = {}
+    copied = {}
+    for name, tensor in module.state_dict().items():
+        identity = _identity(tensor)
+        if identity not in copies:
+            copies[identity] = tensor.detach().to("cpu", copy=True)
+        copied[name] = copies[identity]
+    return copied
 
 
 def load_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], origin: str) -> None:
@@ -36,7 +52,7 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], origin:
     Dtypes are converted. Raises CheckpointError, naming `origin` and what is missing, unexpected or of another shape.
     """
     state = module.state_dict()
-    own = distinct_tensors(module)
+    own = distinct_tensors(state)
     missing = [name for name in own if name not in tensors]
     unexpected = [name for name in tensors if name not in state]
     shapes = [
@@ -59,13 +75,6 @@ def load_tensors(module: nn.Module, tensors: Mapping[str, torch.Tensor], origin:
             state[name].copy_(tensor)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write `tensors` to the safetensors file `path`."""
-    from safetensors.torch import save_file
-
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-
-
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of the safetensors file `path`, on the CPU; raises CheckpointError where it cannot be read."""
     from safetensors import SafetensorError
@@ -77,11 +86,15 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
 
 
-def write_built(folder: Path, model: nn.Module, description: Mapping[str, Any]) -> None:
-    """Write the weights of `model` and a config.json that says how hvdkit builds it."""
-    write_tensors(folder / WEIGHTS_FILE, distinct_tensors(model))
+def write_built(folder: Path, state: State, description: Mapping[str, Any]) -> None:
+    """Write the weights of a model, its `state_dict()`, and a config.json that says how hvdkit builds it."""
+    write_tensors(folder / WEIGHTS_FILE, distinct_tensors(state))
     config = {"model_type": "hvdkit", CONFIG_KEY: dict(description)}
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1), encoding="utf-8")
+
+
+def _identity(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _fault(what: str, names: Iterable[str]) -> list[str]:

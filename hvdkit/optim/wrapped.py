@@ -22,7 +22,7 @@ from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.reducer import Reducer
 from hvdkit.runtime import World, current_world
 
-_RESIDUALS = "compression"
+RESIDUALS = "compression"
 """The key of an optimizer's state_dict under which bucket compression keeps its state."""
 
 
@@ -187,7 +187,7 @@ class Distributed:
         """As the wrapped optimizer's; with what bucket compression has not sent yet, which differs between ranks."""
         state: dict[str, Any] = super().state_dict()  # type: ignore[misc]
         if residuals := self._reducer.residuals:
-            state[_RESIDUALS] = residuals
+            state[RESIDUALS] = residuals
         return state
 
     def consolidated_state_dict(self) -> dict[str, Any]:
@@ -198,17 +198,17 @@ class Distributed:
         """
         state = self.state_dict()
         collectives = self._connection()
-        if _RESIDUALS in state and collectives is not None:
-            residuals = state[_RESIDUALS]
+        if RESIDUALS in state and collectives is not None:
+            residuals = state[RESIDUALS]
             indices = sorted(residuals)
             averaged = average_errors([residuals[i] for i in indices], "hvdkit.optimizer.residuals", collectives)
-            state[_RESIDUALS] = dict(zip(indices, averaged, strict=True))
+            state[RESIDUALS] = dict(zip(indices, averaged, strict=True))
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As the wrapped optimizer's; an unfinished step is forgotten."""
         super().load_state_dict(state_dict)  # type: ignore[misc]
-        self._reducer.residuals = copy.deepcopy(state_dict.get(_RESIDUALS, {}))
+        self._reducer.residuals = copy.deepcopy(state_dict.get(RESIDUALS, {}))
         self._reducer.restart()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -4,14 +4,16 @@ Other packages take the `World` as an argument; only the module-level functions 
 `current_world()`.
 """
 
+from hvdkit.contract import RESUME_STATUS
 from hvdkit.runtime.agreement import gather_objects, raise_together, share_object, together
 from hvdkit.runtime.failure import die, end_job_on_error, fail_job
 from hvdkit.runtime.groups import RankGroup, alone, divide_ranks
 from hvdkit.runtime.launcher import LaunchInfo, launch_info
-from hvdkit.runtime.startup import current_world, init, is_initialized, require_world, shutdown
+from hvdkit.runtime.startup import current_world, end_with, init, is_initialized, require_world, shutdown
 from hvdkit.runtime.world import World
 
 __all__ = [
+    "RESUME_STATUS",
     "LaunchInfo",
     "RankGroup",
     "World",
@@ -20,6 +22,7 @@ __all__ = [
     "die",
     "divide_ranks",
     "end_job_on_error",
+    "end_with",
     "fail_job",
     "gather_objects",
     "init",

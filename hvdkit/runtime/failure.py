@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NoReturn
 
-from hvdkit.errors import HvdkitError, LaunchError
+from hvdkit.contract import USAGE_STATUS
+from hvdkit.errors import ConfigError, HvdkitError, LaunchError
 from hvdkit.runtime.engine import lost_another_rank
 from hvdkit.runtime.launcher import launch_info
 
@@ -126,14 +127,16 @@ class _WatchedExit(SystemExit):
 
 @contextmanager
 def end_job_on_error() -> Iterator[None]:
-    """Around a program's main function: HvdkitError becomes one message from rank 0 and status 1 on every rank.
+    """Around a program's main function: HvdkitError becomes one message from rank 0 and a status on every rank.
+
+    The status is 1, and 2 for a ConfigError, which would come again at every start.
 
     For errors that all ranks raise alike; an error that strikes one rank should go through `raise_together` first.
     """
     try:
         yield
     except HvdkitError as error:
-        die(str(error))
+        die(str(error), USAGE_STATUS if isinstance(error, ConfigError) else 1)
 
 
 def _write(text: str) -> None:

@@ -3,11 +3,16 @@
 horovodrun (Gloo), mpirun (Open MPI), mpiexec (MPICH's Hydra, Intel MPI) and srun (PMIx, PMI2) each set their
 own variables. The first family whose rank and size are both present wins; the order matters because srun's
 variables are also visible to an mpirun started inside a Slurm job.
+
+`hvdkit run --max-restarts` adds two of its own: the job's name, and how often it was started before.
 """
 
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from hvdkit.contract import ATTEMPT, RUN_NAME
 
 
 @dataclass(frozen=True)
@@ -16,6 +21,9 @@ class LaunchInfo:
 
     `local_size` is None where the launcher does not say. `uses_gloo` is True where Horovod's Gloo controller
     was asked for, so that MPI must not be started.
+
+    `run_name` is the name that `hvdkit run --max-restarts` gave the job, the same in all its attempts and fit for a
+    folder's name; None without it. `attempt` counts the job's starts from 0: above 0 there is something to go on from.
     """
 
     launcher: str
@@ -24,6 +32,8 @@ class LaunchInfo:
     local_rank: int = 0
     local_size: int | None = 1
     uses_gloo: bool = False
+    run_name: str | None = None
+    attempt: int = 0
 
     @property
     def is_launched(self) -> bool:
@@ -53,7 +63,19 @@ _INTERACTIVE_STEP = "4294967290"
 
 
 def launch_info(environ: Mapping[str, str] = os.environ) -> LaunchInfo:
-    """Read this process's place from `environ`; without a launcher it is rank 0 of 1."""
+    """Read this process's place from `environ`; without a launcher it is rank 0 of 1.
+
+    A run name that is no plain file name, and an attempt that is no number, are as good as none.
+    """
+    run_name = environ.get(RUN_NAME, "")
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", run_name, re.ASCII):
+        return _place(environ)
+    number = environ.get(ATTEMPT, "0")
+    attempt = int(number) if re.fullmatch(r"\d{1,9}", number, re.ASCII) else 0
+    return replace(_place(environ), run_name=run_name, attempt=attempt)
+
+
+def _place(environ: Mapping[str, str]) -> LaunchInfo:
     for launcher, rank, size, local_rank, local_size, sign in _FAMILIES:
         if not {rank, size, sign} <= environ.keys() or environ[sign] == _INTERACTIVE_STEP:
             continue

@@ -47,8 +47,8 @@ def start_mpi(local_size: int | None) -> Any:
 
     `local_size` is the number of ranks on this node where the launcher said it: with too few cores for that many
     busy waiting ranks (each has Horovod's thread besides its own), Open MPI is told to yield while idle. Over TCP it is
-    told to send blocks at once, on one node to use neither fabrics nor TCP. What the environment or mpirun's command line
-    says stands. Raises LaunchError where MPI could not start under this launcher.
+    told to send blocks at once; on one node it uses neither fabrics nor TCP. What the environment or mpirun's command
+    line says stands. Raises LaunchError where MPI could not start under this launcher.
     """
     if local_size is not None and local_size * 2 > len(usable_cores()):
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
@@ -64,13 +64,14 @@ def start_mpi(local_size: int | None) -> Any:
             warnings.filterwarnings("ignore", message="suspicious MPI execution environment")
             mpi.Init_thread(mpi.THREAD_MULTIPLE)
         if not sys.modules["mpi4py"].rc.finalize:  # imported before by someone who told it not to
-            atexit.register(_finalize)
+            atexit.register(finish_mpi)
     return mpi
 
 
-def _finalize() -> None:
-    mpi = sys.modules["mpi4py.MPI"]
-    if not mpi.Is_finalized():
+def finish_mpi() -> None:
+    """Finalise MPI if it runs, which mpi4py does otherwise at the interpreter's end. Collective."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.Finalize()
 
 

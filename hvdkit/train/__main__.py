@@ -6,22 +6,27 @@ import sys
 from pathlib import Path
 
 from hvdkit.errors import HvdkitError
-from hvdkit.runtime import die, end_job_on_error, init, launch_info
+from hvdkit.runtime import RESUME_STATUS, die, end_job_on_error, end_with, init, launch_info
+from hvdkit.train.attempt import for_attempt
 from hvdkit.train.config import TrainConfig, parse
+from hvdkit.train.ending import EndedEarlyError
 from hvdkit.train.run_folder import saved_config
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train; returns the exit status. Every fault ends all ranks with one message."""
     words = sys.argv[1:] if argv is None else argv
-    config = _read_quietly(words)
+    config = for_attempt(_read_quietly(words), launch_info())
     with end_job_on_error():
         # Averaging gradients within a node takes a process set per node.
         world = init(process_sets="dynamic" if config.local_level == "nodes" else None)
         if config.divide is None:
             from hvdkit.train.job import Job
 
-            Job(world, config).run()
+            try:
+                Job(world, config).run()
+            except EndedEarlyError:
+                end_with(RESUME_STATUS)
         else:
             from hvdkit.train.divide import DivideJob
 

@@ -1,10 +1,57 @@
 """How a step's gradients are brought together: the seam at which another library's optimizer could stand."""
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+
+from hvdkit.errors import HvdkitError
+from hvdkit.optim.wrapped import RESIDUALS
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """What the aggregation of a run saved, as rank `rank` of now `ranks` ranks sees it; `size` ranks saved it."""
+
+    common: State
+    own: Callable[[int], State]
+    """Reads what that rank of theirs had."""
+    size: int
+    rank: int
+    ranks: int
+
+    def optimizer(self) -> State:
+        """The state of the optimizer, as the plain one has it, of whatever saved it."""
+        if "optimizer" in self.common:
+            return dict(self.common["optimizer"])
+        first = self.own(0)
+        if "worker" in first:
+            return dict(first["worker"]["inner"])
+        from hvdkit.sharding import join_parts
+
+        return dict(join_parts([self.own(rank)["shard"] for rank in range(self.size)])["optimizer"])
+
+    def residuals(self) -> dict[int, dict[str, torch.Tensor]]:
+        """What compression had not sent, of this rank, or the mean over those that saved where they were not as many.
+
+        State beside errors is rank 0's.
+        """
+        if self.size == self.ranks:
+            mine: dict[int, dict[str, torch.Tensor]] = self.own(self.rank).get("residuals", {})
+            return mine
+        mean: dict[int, dict[str, torch.Tensor]] = self.own(0).get("residuals", {})
+        for rank in range(1, self.size):
+            for index, kept in self.own(rank).get("residuals", {}).items():
+                if "error" in kept:
+                    mean[index]["error"] += kept["error"]
+        for kept in mean.values():
+            if "error" in kept:
+                kept["error"] /= self.size
+        return mean
 
 
 class Aggregation(Protocol):
@@ -36,11 +83,11 @@ class Aggregation(Protocol):
     def news(self) -> list[str]:
         """What a user should know of it now, in lines, each told once."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, right for all ranks. Collective."""
+    def state(self) -> tuple[State, State]:
+        """What a checkpoint keeps of it: what all ranks have alike, and what this one has. Tensors share memory."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Load what `state_dict` gave. Collective."""
+    def restore(self, saved: SavedState) -> None:
+        """Go on from what any aggregation saved, on any number of ranks: to the bit on as many. Collective."""
 
     def whole(self) -> AbstractContextManager[None]:
         """Within it rank 0 may use the model alone, as one process does. Collective."""
@@ -96,13 +143,17 @@ class WeighedAggregation:
         """See `Aggregation`."""
         return []
 
-    def state_dict(self) -> dict[str, Any]:
-        """See `Aggregation`."""
-        state: dict[str, Any] = self.optimizer.consolidated_state_dict()
-        return state
+    def state(self) -> tuple[State, State]:
+        """See `Aggregation`. What compression has not sent is each rank's own."""
+        state = self.optimizer.state_dict()
+        residuals = state.pop(RESIDUALS, {})
+        return {"optimizer": state}, {"residuals": residuals}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Aggregation`."""
+    def restore(self, saved: SavedState) -> None:
+        """See `Aggregation`. On another number of ranks each has the mean of what was not sent: their sum stays."""
+        state = saved.optimizer()
+        if "optimizer" in saved.common:
+            state = {**state, RESIDUALS: saved.residuals()}
         self.optimizer.load_state_dict(state)
 
     def whole(self) -> AbstractContextManager[None]:
@@ -138,18 +189,22 @@ class ShardedAggregation(WeighedAggregation):
         """See `Aggregation`."""
         self.optimizer.clip_grad_norm_(max_norm)
 
-    def state_dict(self) -> dict[str, Any]:
-        """See `Aggregation`. On rank 0, which saves it; {} elsewhere."""
-        from hvdkit.sharding import full_state_dict
-
-        state: dict[str, Any] = full_state_dict(self._model, self.optimizer, only="optimizer").get("optimizer", {})
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def state(self) -> tuple[State, State]:
         """See `Aggregation`."""
-        from hvdkit.sharding import load_full_state_dict
+        from hvdkit.sharding import sharded_state_dict
 
-        load_full_state_dict(self._model, self.optimizer, {"optimizer": state}, only="optimizer")
+        return {}, {"shard": sharded_state_dict(self._model, self.optimizer)}
+
+    def restore(self, saved: SavedState) -> None:
+        """See `Aggregation`."""
+        from hvdkit.sharding import load_full_state_dict, load_sharded_state_dict
+
+        if saved.ranks == saved.size and "shard" in saved.own(saved.rank):
+            with suppress(HvdkitError):  # on all ranks, before anything was changed: another stage
+                load_sharded_state_dict(self._model, self.optimizer, saved.own(saved.rank)["shard"])
+                return
+        whole = {"optimizer": saved.optimizer()} if saved.rank == 0 else None
+        load_full_state_dict(self._model, self.optimizer, whole, only="optimizer")
 
     def whole(self) -> AbstractContextManager[None]:
         """See `Aggregation`."""

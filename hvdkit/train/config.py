@@ -119,7 +119,11 @@ class TrainConfig:
     eval_batches: int = option(64, "validation batches (of batch_size sequences, over all ranks); 0 for all")
     log_every: int = option(10, "steps between lines of progress")
     checkpoint_every: int = option(100, "steps between checkpoints; 0 for only at the end")
+    checkpoint_async: bool = option(
+        False, "copy what a checkpoint holds and write it while training goes on; needs the room for the copy"
+    )
     keep: int = option(2, "newest checkpoints to keep; 0 for all")
+    keep_best: int = option(1, "checkpoints of least validation loss to keep besides, of those with one measured")
     out: str | None = option(None, "folder of the run, must not exist; default: runs/DATE-TIME")
     resume: str | None = option(None, "continue this run folder or checkpoint; its configuration is the default then")
     tensorboard: bool = option(False, "also write TensorBoard events")
@@ -152,8 +156,9 @@ class TrainConfig:
 
     def _rules(self) -> list[tuple[str, str, bool]]:
         at_least_1 = ("context", "steps", "batch_size", "accumulate", "log_every", "vocab_size", "fragments")
-        at_least_0 = ("warmup_steps", "eval_every", "eval_batches", "checkpoint_every", "keep", "sample_tokens",
-                      "threads", "seed", "weight_decay", "clip_norm", "overlap_steps", "local_after")  # fmt: skip
+        at_least_0 = ("warmup_steps", "eval_every", "eval_batches", "checkpoint_every", "keep",
+                      "keep_best", "sample_tokens", "threads", "seed", "weight_decay", "clip_norm", "overlap_steps",
+                      "local_after")  # fmt: skip
         return [
             *((name, "1 or more", getattr(self, name) >= 1) for name in at_least_1),
             *((name, "0 or more", getattr(self, name) >= 0) for name in at_least_0),
@@ -225,13 +230,16 @@ class TrainConfig:
         factor = {"weak-linear-lr": float(ranks), "weak-sqrt-lr": float(ranks) ** 0.5}.get(self.scaling, 1.0)
         return float(self.lr * factor)
 
+    def saved_values(self) -> dict[str, Any]:
+        """The options that a run is saved with: those that say what it computes."""
+        left_out = ("out", "resume", *(ROUND_OPTIONS if self.local == "none" else ()))
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
+
     def write(self, path: Path) -> None:
         """Save as YAML that `--config` reads back."""
         import yaml
 
-        left_out = ("out", "resume", *(ROUND_OPTIONS if self.local == "none" else ()))
-        values = {name: value for name, value in asdict(self).items() if name not in left_out}
-        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        path.write_text(yaml.safe_dump(self.saved_values(), sort_keys=False), encoding="utf-8")
 
 
 def parse(argv: list[str] | None, defaults: Path | None = None) -> TrainConfig:

@@ -1,5 +1,6 @@
 """One training run from configuration to summary: builds the parts, runs the loop, saves and reports."""
 
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -8,28 +9,30 @@ from typing import Any
 
 import torch
 
-from hvdkit.checkpoint import (
-    Checkpoint,
-    find_checkpoint,
-    find_model,
-    gather_random_state,
-    load_checkpoint,
-    prune,
-    restore_random_state,
-    save_checkpoint,
-)
+from hvdkit.checkpoint import Saver, find_model, random_state
 from hvdkit.data import Position, Tokenizer, has_tokenizer, load_tokenizer, prepare_corpus
 from hvdkit.data.tokenizer import save_tokenizer
-from hvdkit.errors import CheckpointError, ConfigError, HvdkitError
-from hvdkit.models import LanguageModel, build_model, count_parameters, generate, load_model, load_weights, write_model
-from hvdkit.runtime import World, gather_objects, launch_info, require_world, together
+from hvdkit.errors import CheckpointError, ConfigError
+from hvdkit.models import (
+    LanguageModel,
+    build_model,
+    copied_state,
+    count_parameters,
+    generate,
+    load_model,
+    load_weights,
+    write_model,
+)
+from hvdkit.runtime import RESUME_STATUS, World, gather_objects, launch_info, require_world, together
 from hvdkit.train.aggregation import Aggregation, ShardedAggregation, WeighedAggregation
 from hvdkit.train.config import TrainConfig
+from hvdkit.train.ending import EndedEarlyError, EndRequest
 from hvdkit.train.loop import Loop, Progress
 from hvdkit.train.loss import evaluate
 from hvdkit.train.metrics import Metrics, read_metrics
 from hvdkit.train.picture import draw_losses
 from hvdkit.train.report import Reporter, duration, plural, size
+from hvdkit.train.resume import Resumed
 from hvdkit.train.room import check_room
 from hvdkit.train.run_folder import make_run_folder
 
@@ -104,16 +107,22 @@ class Job:
         self.world, self.config = world, config
         check_aggregation(world, config)
         torch.set_num_threads(config.threads or world.threads)
-        self.resumed = together(world, lambda: _load(config.resume)) if config.resume else None
-        if self.resumed and self.resumed.state["step"] >= config.steps:
+        notes: list[str] = []
+        self.resumed = Resumed(world, config.resume, notes.append) if config.resume else None
+        if self.resumed and self.resumed.step >= config.steps and not launch_info().attempt:
             raise ConfigError(
-                f"{self.resumed.folder} has done {self.resumed.state['step']} steps of --steps {config.steps}: "
+                f"{self.resumed.folder} has done {self.resumed.step} steps of --steps {config.steps}: "
                 "there is nothing left to do; give a larger --steps to go on"
             )
-        init_from = self.resumed.model if self.resumed else config.init_from
+        init_from = self.resumed.checkpoint.model if self.resumed else config.init_from
         source = together(world, lambda: find_model(Path(init_from))) if init_from else None
         tokenizer = together(world, lambda: tokenizer_of(source))
-        self.reporter = Reporter(world.is_root, launch_info().is_launched, config.steps, self._saved("step", 0))
+        step = self.resumed.step if self.resumed else 0
+        self.reporter = Reporter(world.is_root, launch_info().is_launched, config.steps, step)
+        for note in notes:
+            self.reporter.say(note)
+        if self.resumed:
+            self.resumed.say = self.reporter.say
         self.corpus = prepare_corpus(
             world, config.corpus, context=config.context, say=self.reporter.say, tokenizer=tokenizer
         )
@@ -122,24 +131,29 @@ class Job:
         together(world, lambda: check_room(world, self.model, config.sharding, shared_weights=_shares(world, config)))
         self.samples = self.corpus.samples("train", self.model.objective, config.context, config.seed)
         self.held_out = self.corpus.samples("validation", self.model.objective, config.context, config.seed)
-        continues = config.resume is not None and config.out is None
-        self.folder = together(world, self._folder_to_go_on_in) if continues else make_run_folder(world, config.out)
-        if self.resumed:
-            self._choose_as(self.resumed)
+        self.folder = self._make_folder()
+        if self.resumed and self._chooses():
+            self.resumed.choose_as_then()
         self.aggregation = aggregate(make_optimizer(self.model, config), self.model, config)
-        position = Position(*self._saved("position", (0, 0)))
-        self.loop = Loop(world, config, self.model, self.aggregation, self.samples, self._saved("step", 0), position)
+        position = self.resumed.position if self.resumed else Position()
+        self.loop = Loop(world, config, self.model, self.aggregation, self.samples, step, position)
         torch.manual_seed(config.seed + 1 + world.rank)  # dropout differs per rank, weights do not
         if self.resumed:
-            self._restore(self.resumed)
+            self.resumed.restore(self.aggregation)
+        self.saver = Saver(
+            world, self.folder / "checkpoints", keep=config.keep, keep_best=config.keep_best,
+            background=config.checkpoint_async, config=config.saved_values(),
+        )  # fmt: skip
+        self._end = EndRequest(world)
         self._is_per_byte = self.model.objective == "causal"
         self.unit = "nats/byte" if self._is_per_byte else "nats/token"
         self.validation_loss = float("nan")
+        self._evaluated_at: int | None = None
         self.first_step_s = 0.0
 
     def run(self) -> float:
         """Train, save and report; returns the final validation loss in `unit`. Collective."""
-        started = _process_start()
+        started = time.monotonic() - _process_age_s()
         metrics = None
         if self.world.is_root:
             metrics = Metrics(self.folder, self.config.tensorboard, self.loop.step)
@@ -165,89 +179,92 @@ class Job:
             for line in self.aggregation.news():
                 self.reporter.say(line)
             if not self.first_step_s:
-                self.first_step_s = time.time() - started
+                self.first_step_s = time.monotonic() - started
             if last or (self.config.eval_every and step % self.config.eval_every == 0):
                 self._evaluate(step, metrics)
             if last or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
                 self.save()
+            if not last and self._may_end_at(step) and (signal := self._end.agreed()):
+                self._end_early(signal)
 
-        if self.resumed is None and self.config.eval_every:
-            self._evaluate(0, metrics)
+        if self.loop.step == self.config.steps or (self.resumed is None and self.config.eval_every):
+            self._evaluate(self.loop.step, metrics)
         self.reporter.begin()
-        self.loop.run(report, after_step)
+        with self._end.heeded():
+            self.loop.run(report, after_step)
+        self.saver.finish()
         self.reporter.close()
         if metrics is not None:
             metrics.close()
-        lines = self.aggregation.summarise()
+        lines = [*self.aggregation.summarise(), *self.saver.lines()]
         with self.aggregation.whole():
-            self._summarise(time.time() - started, lines)
+            self._summarise(time.monotonic() - started, lines)
         return self.validation_loss
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment and drop the oldest. Collective."""
+        """Save a checkpoint of this moment and drop the oldest. Collective."""
         from hvdkit.collectives import saved_choice
 
         position = self.loop.position
-        state = {
+        common, own = self.aggregation.state()
+        common = {
             "step": self.loop.step,
             "position": (position.epoch, position.consumed),
-            "optimizer": self.aggregation.state_dict(),
-            "random": gather_random_state(self.world),
+            "aggregation": common,
             "collectives": saved_choice(self.world),
         }
-        checkpoints = self.folder / "checkpoints"
+        own = {"aggregation": own, "random": random_state(self.world.device)}
+        loss = self.validation_loss if self._evaluated_at == self.loop.step else None
         with self.aggregation.whole():
-            saved = save_checkpoint(self.world, checkpoints, self.loop.step, self._write_model, state)
-        if self.world.is_root:
-            prune(checkpoints, self.config.keep)
-        return saved
+            copies = copied_state(self.model) if self.saver.background and self.world.is_root else None
+
+            def write(folder: Path) -> None:
+                write_model(folder, self.model, copies)
+                save_tokenizer(folder, self.corpus.tokenizer)
+
+            model_bytes = sum(parameter.nbytes for parameter in self.model.parameters())
+            return self.saver.save(
+                self.loop.step, common, own, write, model_bytes=model_bytes, validation_loss=loss
+            )  # fmt: skip
+
+    def _may_end_at(self, step: int) -> bool:
+        """Whether ranks meet here to agree on an end: in every step where they meet anyway, else now and then."""
+        return self.config.local == "none" or step % self.config.log_every == 0
+
+    def _end_early(self, signal: str) -> None:
+        """Save what there is, and say how to go on. Collective."""
+        if self.saver.last_step != self.loop.step:
+            self.save()
+        self.saver.finish()
+        self.reporter.close()
+        self.reporter.say(
+            f"{signal} at step {self.loop.step}: saved, go on with `--resume {self.folder}` (status {RESUME_STATUS})"
+        )
+        raise EndedEarlyError
 
     def _build(self, source: Path | None) -> LanguageModel:
         is_own = self.resumed and not (self.config.init_from or Path(self.config.model).is_dir())
         model = initial_model(self.config, self.corpus.tokenizer, None if is_own else source)
         if self.resumed and is_own:
-            load_weights(model, self.resumed.model)
+            load_weights(model, self.resumed.checkpoint.model)
         return model.to(self.world.device)
 
-    def _choose_as(self, checkpoint: Checkpoint) -> None:
-        """By the saved run's algorithms, which add up in the same order."""
-        from hvdkit.collectives import choose_as_saved, why_no_direct
+    def _make_folder(self) -> Path:
+        """The folder of this run, made or gone on in. Collective."""
+        if self.resumed is None or self.config.out is not None:
+            return make_run_folder(self.world, self.config.out, is_ours=launch_info().attempt > 0)
+        resumed = self.resumed
+        folder = together(self.world, resumed.run_folder)
+        together(self.world, lambda: resumed.clear_the_way() if self.world.is_root else None)
+        return folder
+
+    def _chooses(self) -> bool:
+        """Whether collectives are chosen among hvdkit's own."""
+        from hvdkit.collectives import why_no_direct
 
         world = self.world
         by_engine = self.config.strategy == "horovod" or world.device.type != "cpu" or why_no_direct(world) is not None
-        if world.size == 1 or by_engine:
-            return
-        if not choose_as_saved(world, checkpoint.state.get("collectives")):
-            self.reporter.say("no saved choice of algorithms fits these ranks: they are chosen anew, by a probe")
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        state = checkpoint.state
-        try:
-            self.aggregation.load_state_dict(state["optimizer"])
-        except (ValueError, KeyError, HvdkitError) as error:
-            raise CheckpointError(f"{checkpoint.folder}: its optimizer does not fit this run: {error}") from error
-        state["optimizer"] = None  # it is in use, cut perhaps, and not needed twice
-        if not restore_random_state(self.world, state["random"]):
-            saved = len(state["random"]["cpu"])
-            self.reporter.say(
-                f"saved by {saved} ranks, continued by {self.world.size}: every sample once, dropout drawn anew"
-            )
-
-    def _folder_to_go_on_in(self) -> Path:
-        """The run that the checkpoint is the newest of: it must not meet its own later checkpoints on the way."""
-        assert self.resumed is not None
-        checkpoint: Path = self.resumed.folder.absolute()
-        run = checkpoint.parent.parent
-        newest = find_checkpoint(run)
-        if newest != checkpoint:
-            raise CheckpointError(
-                f"{run} went on to {newest.name} after {checkpoint.name}: resume that, or name a new folder with --out"
-            )
-        return run
-
-    def _write_model(self, folder: Path) -> None:
-        write_model(folder, self.model)
-        save_tokenizer(folder, self.corpus.tokenizer)
+        return world.size > 1 and not by_engine
 
     def _evaluate(self, step: int, metrics: Metrics | None) -> None:
         autocast = self.config.precision == "bf16"
@@ -257,7 +274,7 @@ class Job:
                 self.world, self.model, self.held_out, self.config.batch_size, batches=batches, autocast=autocast,
                 runs_together=self.aggregation.runs_together,
             )  # fmt: skip
-        self.validation_loss = self._in_unit(total.mean())
+        self.validation_loss, self._evaluated_at = self._in_unit(total.mean()), step
         self.reporter.say(f"step {step}  validation loss {self.validation_loss:.4f} {self.unit}")
         if metrics is not None:
             seconds = round(self.loop.timing.seconds, 3)  # of training, without this
@@ -269,9 +286,6 @@ class Job:
 
     def _in_unit(self, nats_per_token: float) -> float:
         return self.corpus.nats_per_byte(nats_per_token) if self._is_per_byte else nats_per_token
-
-    def _saved(self, name: str, default: Any) -> Any:
-        return self.resumed.state[name] if self.resumed else default
 
     def _introduce(self) -> None:
         world, config = self.world, self.config
@@ -330,10 +344,6 @@ _SCALING = {
 }
 
 
-def _load(path: str | None) -> Checkpoint:
-    return load_checkpoint(find_checkpoint(Path(str(path))))
-
-
 def tokenizer_of(source: Path | None) -> Tokenizer | None:
     """The tokenizer of the model in the folder `source`, if it has one."""
     return load_tokenizer(source) if source is not None and has_tokenizer(source) else None
@@ -369,11 +379,10 @@ def make_optimizer(model: LanguageModel, config: TrainConfig) -> torch.optim.Opt
         return torch.optim.AdamW(groups, **options)
 
 
-def _process_start() -> float:
-    """When this process started, in seconds since the epoch."""
-    import psutil
-
-    return float(psutil.Process().create_time())
+def _process_age_s() -> float:
+    """Seconds since this process started, on a clock that is never set."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _peak_memory(world: World) -> int:

@@ -7,16 +7,13 @@ in the middle of a round.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Any
 
 import torch
 
-from hvdkit.checkpoint import pack, unpack
 from hvdkit.local import Rounds, diloco_optimizer
 from hvdkit.models import LanguageModel
 from hvdkit.optim import DistributedOptimizer
-from hvdkit.runtime import gather_objects, require_world
-from hvdkit.train.aggregation import WeighedAggregation
+from hvdkit.train.aggregation import SavedState, State, WeighedAggregation
 from hvdkit.train.config import TrainConfig
 
 _SAME_ON_ALL = ("outer", "outer_optimizer")
@@ -27,7 +24,7 @@ class LocalAggregation(WeighedAggregation):
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: LanguageModel, config: TrainConfig) -> None:
         super().__init__(optimizer)
-        self._world, self._model, self._config = require_world(), model, config
+        self._model, self._config = model, config
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         outer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=1.0)  # takes the mean of the weights
         if config.local == "diloco":
@@ -100,50 +97,37 @@ class LocalAggregation(WeighedAggregation):
         told, self._rounds.news = self._rounds.news, []
         return told
 
-    def state_dict(self) -> dict[str, Any]:
-        """See `Aggregation`. On rank 0, which saves it; {} elsewhere."""
+    def state(self) -> tuple[State, State]:
+        """See `Aggregation`."""
         if not self._in_rounds:
-            return super().state_dict()
-        mine = {
-            "weights": dict(self._model.state_dict()),
-            "inner": self.optimizer.state_dict(),
-            "rounds": self._rounds.state_dict(),
-        }
-        if not self._world.is_root:
-            mine["rounds"] = {key: value for key, value in mine["rounds"].items() if key not in _SAME_ON_ALL}
-        tensors: dict[str, torch.Tensor] = {}
-        packed = pack(mine, tensors), tensors  # as copies, since pickling a view would pickle all that it is a view of
-        comm = self._world.comm
-        everyone: Any = comm.gather(packed) if comm is not None else gather_objects(self._world, packed)
-        if not self._world.is_root:
-            return {}
-        workers = [unpack(*worker) for worker in everyone]
-        inners = [worker.pop("inner") for worker in workers]
-        return {**inners[0], "workers": workers, "inners": inners[1:]}  # so that synchronous training can load it
+            return super().state()
+        rounds = self._rounds.state_dict()
+        same = {key: rounds.pop(key) for key in _SAME_ON_ALL}
+        worker = {"weights": dict(self._model.state_dict()), "inner": self.optimizer.state_dict(), "rounds": rounds}
+        return {"rounds": same}, {"worker": worker}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def restore(self, saved: SavedState) -> None:
         """See `Aggregation`; takes what synchronous training saved, too."""
-        if "workers" not in state:
-            super().load_state_dict(state)
+        if "rounds" not in saved.common:
+            super().restore(saved)
             return
         if not self._in_rounds:
             self._begin()
-        workers, ranks, rank = state["workers"], self._world.size, self._world.rank
-        place = rank % len(workers)
-        self.optimizer.load_state_dict(state["inners"][place - 1] if place else state)
-        same = {key: workers[0]["rounds"][key] for key in _SAME_ON_ALL}
-        goes_on = len(workers) == ranks
+        worker = saved.own(saved.rank % saved.size)["worker"]
+        self.optimizer.load_state_dict(worker["inner"])
+        goes_on = saved.size == saved.ranks
         options = [
             {key: value for key, value in group.items() if key != "params"} for group in self._outer.param_groups
         ]
-        self._rounds.load_state_dict({**workers[place]["rounds"], **same}, outer_only=not goes_on)
+        self._rounds.load_state_dict({**worker["rounds"], **saved.common["rounds"]}, outer_only=not goes_on)
         for group, configured in zip(self._outer.param_groups, options, strict=True):
             group.update(configured)  # of the outer optimizer, momentum alone is the run's that was saved
         if goes_on:
-            self._model.load_state_dict(workers[place]["weights"])
+            self._model.load_state_dict(worker["weights"])
         else:
             self._rounds.news.append(
-                f"saved by {len(workers)} workers with weights of their own, continued by {ranks} from the outer model"
+                f"saved by {saved.size} workers with weights of their own, continued by {saved.ranks} from the outer "
+                "model"
             )
 
     def averaged(self) -> AbstractContextManager[None]:

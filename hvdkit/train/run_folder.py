@@ -8,10 +8,11 @@ from hvdkit.errors import ConfigError
 from hvdkit.runtime import World, raise_together, share_object
 
 
-def make_run_folder(world: World, out: str | None) -> Path:
+def make_run_folder(world: World, out: str | None, *, is_ours: bool = False) -> Path:
     """Make the folder `out`, or runs/DATE-TIME, on rank 0 and return it on all. Collective.
 
-    Raises ConfigError on all ranks if it exists with something in it, or cannot be written.
+    Raises ConfigError on all ranks if it exists with something in it, unless it `is_ours` (of an earlier attempt of
+    this job), or cannot be written.
     """
     error: ConfigError | None = None
     folder = Path(out) if out else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
@@ -19,7 +20,7 @@ def make_run_folder(world: World, out: str | None) -> Path:
         try:
             if out is None:
                 folder = _first_free(folder)
-            elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            elif not is_ours and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise ConfigError(f"--out {out} exists: name another folder, or continue that run with --resume {out}")
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from hvdkit.checkpoint import find_checkpoint, find_model, load_checkpoint, prune, save_checkpoint
+from hvdkit.checkpoint import Saver, find_checkpoint, find_model, load_checkpoint, prune
+from hvdkit.checkpoint.folder import remove_leftovers
 from hvdkit.errors import CheckpointError, HvdkitError
 from hvdkit.runtime import World, gather_objects
 from tests.jobs import run_ranks
@@ -26,8 +27,12 @@ def write_model(folder: Path) -> None:
     (folder / "more" / "tokenizer").write_text("tokens")
 
 
+def save_one(world: World, checkpoints: Path, step: int, write: Callable[[Path], None], state: dict[str, Any]) -> Path:
+    return Saver(world, checkpoints, keep=0).save(step, state, {"rank": world.rank}, write)
+
+
 def save(world: World, checkpoints: Path, *steps: int) -> list[Path]:
-    return [save_checkpoint(world, checkpoints, step, write_model, STATE) for step in steps]
+    return [save_one(world, checkpoints, step, write_model, STATE) for step in steps]
 
 
 def names(folder: Path) -> list[str]:
@@ -49,11 +54,15 @@ def test_saved_checkpoint_is_read_back_on_every_rank(world: World, shared_path: 
     assert len(set(gather_objects(world, folder))) == 1
     checkpoint = load_checkpoint(folder)
     assert checkpoint.folder == folder and checkpoint.model == folder / "model"
-    assert checkpoint.state["step"] == 7 and checkpoint.state["position"] == (1, 40)
-    assert torch.equal(checkpoint.state["optimizer"]["state"][0]["exp_avg"], torch.arange(9.0))
+    state = checkpoint.common()
+    assert state["step"] == 7 and state["position"] == (1, 40)
+    assert [checkpoint.own(rank) for rank in range(world.size)] == [{"rank": rank} for rank in range(world.size)]
+    assert torch.equal(state["optimizer"]["state"][0]["exp_avg"], torch.arange(9.0))
     assert (checkpoint.model / "more" / "tokenizer").read_text() == "tokens"
     assert names(folder.parent) == ["step-00000007"]
-    assert names(folder) == ["manifest.json", "model", "state.json", "state.safetensors"]
+    ranks = [f"rank-{rank:05d}.json" for rank in range(world.size)]
+    written = [name for name in names(folder) if not name.startswith("common-")]
+    assert written == sorted(["common.json", "manifest.json", "model", *ranks])
 
 
 def test_only_rank_0_writes(world: World, shared_path: Path) -> None:
@@ -63,7 +72,7 @@ def test_only_rank_0_writes(world: World, shared_path: Path) -> None:
         called.append(folder)
         write_model(folder)
 
-    save_checkpoint(world, shared_path / "c", 1, note, STATE)
+    save_one(world, shared_path / "c", 1, note, STATE)
     assert gather_objects(world, len(called)) == [1] + [0] * (world.size - 1)
 
 
@@ -74,9 +83,9 @@ def test_a_fault_while_writing_is_one_error_on_all_ranks_and_leaves_nothing(worl
         write_model(folder)
         raise OSError(28, "No space left on device")
 
-    text = message_on_all(world, lambda: save_checkpoint(world, checkpoints, 3, failing, STATE))
+    text = message_on_all(world, lambda: save_one(world, checkpoints, 3, failing, STATE))
     assert "step-00000003 cannot be written" in text and "No space left on device" in text
-    text = message_on_all(world, lambda: save_checkpoint(world, checkpoints, 3, write_model, {"odd": {1, 2}}))
+    text = message_on_all(world, lambda: save_one(world, checkpoints, 3, write_model, {"odd": {1, 2}}))
     assert "odd: a set cannot be kept" in text
     save(world, checkpoints, 3)
     text = message_on_all(world, lambda: save(world, checkpoints, 3))
@@ -105,21 +114,21 @@ def test_full_disk_of_one_rank_is_one_error_on_all_ranks(world: World, shared_pa
     def work() -> None:
         if world.is_root:
             with small_disk(100_000):
-                save_checkpoint(world, shared_path / "c", 1, write_model, state)
+                save_one(world, shared_path / "c", 1, write_model, state)
         else:
-            save_checkpoint(world, shared_path / "c", 1, write_model, state)
+            save_one(world, shared_path / "c", 1, write_model, state)
 
     assert "step-00000001 cannot be written" in message_on_all(world, work)
     assert names(shared_path / "c") == []
     gather_objects(world, None)
-    save_checkpoint(world, shared_path / "c", 1, write_model, state)
+    save_one(world, shared_path / "c", 1, write_model, state)
 
 
 CRASH = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from hvdkit.checkpoint import save_checkpoint
+from hvdkit.checkpoint import Saver
 from hvdkit.runtime import init
 
 world = init()
@@ -128,7 +137,7 @@ def write(folder):
     if sys.argv[2] == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
 for step in map(int, sys.argv[3:]):
-    save_checkpoint(world, Path(sys.argv[1]), step, write, {"a": torch.ones(3)})
+    Saver(world, Path(sys.argv[1])).save(step, {"a": torch.ones(3)}, {}, write)
 """
 
 
@@ -140,12 +149,12 @@ def test_killed_in_the_middle_of_saving_leaves_no_checkpoint(tmp_path: Path) -> 
     assert len(names(checkpoints)) == 2, "what was written before the end lies under a hidden name"
     assert find_checkpoint(tmp_path / "run") == checkpoints / "step-00000005"
     load_checkpoint(checkpoints / "step-00000005")
-    prune(checkpoints, keep=2)
+    remove_leftovers(checkpoints)
     assert names(checkpoints) == ["step-00000005"], "and goes with the next ones"
 
 
 def test_any_changed_byte_or_missing_file_is_detected(world: World, tmp_path: Path) -> None:
-    folder = save_checkpoint(world, tmp_path / str(world.rank), 1, write_model, STATE)
+    folder = save_one(world, tmp_path / str(world.rank), 1, write_model, STATE)
     gather_objects(world, None)
     if not world.is_root:
         return
@@ -173,7 +182,7 @@ def test_any_changed_byte_or_missing_file_is_detected(world: World, tmp_path: Pa
 @pytest.fixture
 def checkpoint(world: World, tmp_path: Path) -> Path:
     """A checkpoint of rank 0's own, to spoil; other ranks get one that is not there. Collective."""
-    return save_checkpoint(world, tmp_path / "checkpoints", 1, write_model, STATE)
+    return save_one(world, tmp_path / "checkpoints", 1, write_model, STATE)
 
 
 def test_manifest_that_leads_out_of_the_folder_is_refused(world: World, checkpoint: Path, tmp_path: Path) -> None:
@@ -184,8 +193,8 @@ def test_manifest_that_leads_out_of_the_folder_is_refused(world: World, checkpoi
     (checkpoint / "link").symlink_to(secret)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     for name in ("../../secret", str(secret), "model/../../../secret", "link"):
-        files = {**manifest["sha256"], name: "0" * 64}
-        (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "sha256": files}))
+        files = {**manifest["files"], name: {"n_bytes": 6, "xxh3_128": "0" * 32}}
+        (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
         with pytest.raises(CheckpointError, match="points outside its folder"):
             load_checkpoint(checkpoint)
 
@@ -194,10 +203,12 @@ def test_manifest_that_cannot_be_trusted_is_refused(world: World, checkpoint: Pa
     if not world.is_root:
         return
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    without_state = {name: digest for name, digest in manifest["sha256"].items() if name != "state.json"}
+    without_state = {name: written for name, written in manifest["files"].items() if name != "common.json"}
     for content, reason in (
-        (json.dumps({**manifest, "sha256": without_state}), "cannot be read: 'state.json'"),
-        (json.dumps({**manifest, "format": 2}), "has format 2; this hvdkit reads format 1"),
+        (json.dumps({**manifest, "files": without_state}), "cannot be read: its manifest lacks common.json"),
+        (json.dumps({**manifest, "format": 1}), "has format 1; this hvdkit reads format 2"),
+        (json.dumps({**manifest, "world_size": 10**9}), "cannot be read"),
+        (json.dumps({**manifest, "step": -1}), "cannot be read: step=-1"),
         ("{", "cannot be read"),
         ("[]", "cannot be read"),
         ("{}", "cannot be read"),
@@ -217,6 +228,7 @@ def test_prune_keeps_the_newest_and_what_is_not_ours(world: World, shared_path: 
         (checkpoints / "step-00000300").mkdir()  # of another program: no manifest
         everything = names(checkpoints)
         prune(checkpoints, keep=0)
+        remove_leftovers(checkpoints)
         kept_all = [name for name in everything if not name.endswith(".part")]
         assert names(checkpoints) == kept_all
         prune(checkpoints, keep=5)

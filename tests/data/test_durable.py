@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hvdkit.data.durable import complete_folder, remove_folder
 from hvdkit.data.token_files import TokenInfo, read_info, store, write_info
+from hvdkit.files.durable import complete_folder, remove_folder
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,6 @@ TORCH_FILES = [
 @st.composite
 def _repacked(draw: st.DrawFn) -> bytes:
     """A zip file as torch.save makes it, whose pickle or other entries were changed."""
-    import zipfile
-
     before = zipfile.ZipFile(io.BytesIO(draw(st.sampled_from(TORCH_FILES[:2]))))
     victim = draw(st.sampled_from([name for name in before.namelist() if "/data" in name or "order" in name]))
     file = io.BytesIO()
@@ -180,6 +179,16 @@ def test_headers_that_once_broke_out(spoil: Callable[[Any], None], tmp_path: Pat
     (tmp_path / "model.safetensors").write_bytes(_with_header(as_json(header)))
     with pytest.raises(MergeError, match="header cannot be understood"):
         SafetensorsFile(tmp_path / "model.safetensors")
+
+
+def test_a_long_name_in_a_pytorch_file_takes_no_time(tmp_path: Path) -> None:
+    before = zipfile.ZipFile(io.BytesIO(TORCH_FILES[0]))
+    with zipfile.ZipFile(tmp_path / "model.bin", "w") as after:
+        for name in before.namelist():
+            pickled = b"\x80\x02cos\n" + b"x" * 2_000_000 + b"\n."
+            after.writestr(name, pickled if name.endswith("data.pkl") else before.read(name))
+    with pytest.raises(MergeError, match="cannot be read as weights only"):
+        TorchFile(tmp_path / "model.bin")
 
 
 @pytest.mark.parametrize(

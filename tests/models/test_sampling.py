@@ -8,6 +8,7 @@ import torch
 from hvdkit.data import ByteTokenizer
 from hvdkit.data.bpe_tokens import BpeTokenizer
 from hvdkit.models import LanguageModel, build_model, generate
+from hvdkit.models.state import State
 
 TOKENIZER = ByteTokenizer()
 
@@ -27,7 +28,7 @@ class NextByte(LanguageModel):
         wanted = torch.where(tokens == self.last, TOKENIZER.eot_id, tokens + 1)
         return -(torch.arange(259) - wanted[..., None]).abs().double()
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, state: State | None = None) -> None:
         raise NotImplementedError
 
 

@@ -34,7 +34,7 @@ def noted(collective: str, nbytes: int) -> str:
 algorithms.choose = noted
 job.loop.run(lambda progress: None, lambda step: None)
 algorithms.choose = choose
-saved_again = load_checkpoint(job.save()).state["collectives"]
+saved_again = load_checkpoint(job.save()).common()["collectives"]
 if world.is_root:
     found = {"used": sorted(used), "parameters": saved_choice(world), "saved_again": saved_again}
     Path(report).write_text(json.dumps(found), encoding="utf-8")

@@ -1,6 +1,5 @@
 """A run that goes on from a checkpoint reduces by the algorithms that the saved run had chosen."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pytest
 
 from hvdkit.checkpoint import load_checkpoint, pack
 from hvdkit.collectives.cost import Parameters
+from hvdkit.files.hashes import hash_file
 from tests.jobs import run_ranks, succeed
 from tests.train.runs import as_words, configure, write_text
 
@@ -29,16 +29,19 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def let_win(checkpoint: Path, winner: str) -> dict[str, Any]:
     """Make algorithm `winner` the quickest in what `checkpoint` keeps; returns the changed parameters."""
-    state = load_checkpoint(checkpoint).state
+    state = load_checkpoint(checkpoint).common()
     for curves in state["collectives"]["curves"].values():
         for name, curve in curves.items():
             seconds = 1e-6 if name == winner else 1.0
             curve["bytes_and_seconds"] = [[nbytes, seconds] for nbytes, _ in curve["bytes_and_seconds"]]
     tensors: dict[str, Any] = {}
-    text = json.dumps(pack(state, tensors))
-    (checkpoint / "state.json").write_text(text)
+    text = json.dumps(pack(state, tensors, "common"))
+    (checkpoint / "common.json").write_text(text)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
-    manifest["sha256"]["state.json"] = hashlib.sha256(text.encode()).hexdigest()
+    manifest["files"]["common.json"] = {
+        "n_bytes": len(text.encode()),
+        "xxh3_128": hash_file(checkpoint / "common.json"),
+    }
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     changed: dict[str, Any] = state["collectives"]
     return changed
@@ -73,6 +76,6 @@ def test_a_checkpoint_without_a_choice_is_probed_anew(tmp_path: Path) -> None:
     words = as_words(configure(write_text(tmp_path / "text"), tmp_path / "run", steps=STEPS))
     succeed(run_ranks(1, "-m", "hvdkit.train", *words, launcher="python"))
     checkpoint = tmp_path / "run" / "checkpoints" / f"step-{STEPS:08d}"
-    assert load_checkpoint(checkpoint).state["collectives"] is None
+    assert load_checkpoint(checkpoint).common()["collectives"] is None
     printed, report = resume(2, checkpoint)
     assert printed.count(ANEW) == 1 and report["parameters"]["nodes"] == [[0, 1]]

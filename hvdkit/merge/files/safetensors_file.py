@@ -12,24 +12,10 @@ from typing import Any
 import torch
 
 from hvdkit.errors import MergeError
+from hvdkit.files.tensors import DTYPES
 from hvdkit.merge.files.interface import Info
 from hvdkit.untrusted import parse_json, shown
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MOST_HEADER_BYTES = 100_000_000
 
 

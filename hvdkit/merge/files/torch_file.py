@@ -1,7 +1,9 @@
 """Reads the tensors of a file that `torch.save` wrote, mapped and as weights only: nothing in it is ever executed."""
 
 import pickle
+import pickletools
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ from hvdkit.merge.files.interface import Info
 _STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
 """Under these names checkpoints of other programs hold the model's state dict beside other things."""
 
+_LONGEST_NAME = 300
 _DAMAGED = (
-    OSError, EOFError, pickle.UnpicklingError, struct.error, ArithmeticError, AssertionError, AttributeError,
+    OSError, EOFError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, ArithmeticError, AssertionError, AttributeError,
     LookupError, MemoryError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 """What torch raises for a damaged file: its restricted unpickler obeys whatever it reads, and checks little."""
@@ -26,6 +29,7 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         try:
+            _check_names(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except _DAMAGED as error:
             why = str(error) if isinstance(error, OSError) else "it is damaged, or holds more than tensors and numbers"
@@ -49,6 +53,17 @@ class TorchFile:
     def close(self) -> None:
         """See `TensorFile`."""
         self._tensors = {}
+
+
+def _check_names(path: Path) -> None:
+    """Raises one of _DAMAGED for names of functions that are longer than any: torch searches its message about a
+    refused one by a pattern that takes hours for a megabyte."""
+    with zipfile.ZipFile(path) as file:
+        for name in file.namelist():
+            if name.endswith("data.pkl"):
+                for opcode, argument, _ in pickletools.genops(file.read(name)):
+                    if opcode.name == "GLOBAL" and len(argument) > _LONGEST_NAME:
+                        raise ValueError("a name is too long")
 
 
 def _state_dict(content: Any) -> dict[str, torch.Tensor]:

@@ -13,8 +13,8 @@ import torch
 from hvdkit.checkpoint import find_model
 from hvdkit.collectives import why_no_direct
 from hvdkit.data import Position, find_domains, save_tokenizer
-from hvdkit.data.durable import complete_folder
 from hvdkit.errors import ConfigError
+from hvdkit.files.durable import complete_folder
 from hvdkit.merge import Ensemble, ShapleyValues, shapley_values
 from hvdkit.merge.states import State, merge_states
 from hvdkit.models import LanguageModel, count_parameters, distinct_tensors, load_tensors, write_model

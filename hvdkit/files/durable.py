@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,17 +16,29 @@ def complete_folder(folder: Path) -> Iterator[Path]:
     When the block raises, nothing is left behind. What stands under that name stays, and FileExistsError is raised
     at the end.
     """
+    beside = hidden_folder(folder)
+    try:
+        yield beside
+        flush_folder(beside)
+        publish_folder(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def hidden_folder(folder: Path) -> Path:
+    """Make a new, empty folder beside `folder`, and what that lies in, for `publish_folder`; returns it."""
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
     beside.mkdir()
-    try:
-        yield beside
-        flush_folder(beside)
-        _rename(beside, folder)
-        _flush_entry(folder.parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    return beside
+
+
+def publish_folder(beside: Path, folder: Path) -> None:
+    """Give `beside`, which was flushed, the name `folder`. Raises FileExistsError for what stands under that name."""
+    flush_entry(beside)
+    _rename(beside, folder)
+    flush_entry(folder.parent)
 
 
 def remove_folder(folder: Path) -> None:
@@ -36,14 +48,16 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def flush_folder(folder: Path) -> None:
-    """Force everything in `folder` to disk."""
-    for path in folder.rglob("*"):
+def flush_folder(folder: Path, names: Iterable[str] | None = None) -> None:
+    """Force everything in `folder` to disk, or the files `names` in it and the folders on the way to them."""
+    paths = list(folder.rglob("*")) if names is None else [folder / name for name in names]
+    for path in paths:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    for path in [*(entry for entry in folder.rglob("*") if entry.is_dir()), folder]:
-        _flush_entry(path)
+    folders = {path if path.is_dir() else path.parent for path in paths}
+    for path in sorted({folder, *folders}, key=lambda path: len(path.parts), reverse=True):
+        flush_entry(path)
 
 
 def _rename(beside: Path, folder: Path) -> None:
@@ -56,7 +70,8 @@ def _rename(beside: Path, folder: Path) -> None:
         raise
 
 
-def _flush_entry(folder: Path) -> None:
+def flush_entry(folder: Path) -> None:
+    """Force to disk which files the folder has, not what is in them."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

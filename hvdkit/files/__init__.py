@@ -1,0 +1,1 @@
+"""Files that survive: folders that are complete or absent, hashes, tensors written as safetensors."""

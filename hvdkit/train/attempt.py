@@ -1,0 +1,32 @@
+"""What a configuration means in this attempt of a job that `hvdkit run --max-restarts` starts again after a failure.
+
+The run's folder is the same in all attempts: `--out`, or runs/NAME by the name of the job. From the second attempt on
+the run goes on there from its newest checkpoint; where there is none yet, it begins anew.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from hvdkit.checkpoint import list_checkpoints
+from hvdkit.runtime import LaunchInfo
+from hvdkit.train.config import TrainConfig
+
+
+def for_attempt(config: TrainConfig, launch: LaunchInfo) -> TrainConfig:
+    """The configuration to use. Not collective; ranks that see one file system get the same."""
+    if launch.run_name is None:
+        return config
+    is_in_place = config.resume is not None and config.out is None
+    if is_in_place:
+        return replace(config, resume=str(_run_folder(Path(str(config.resume))))) if launch.attempt else config
+    out = config.out or str(Path("runs") / launch.run_name)
+    if launch.attempt and config.divide is not None:
+        return replace(config, out=f"{out}-{launch.attempt}")
+    if launch.attempt and list_checkpoints(Path(out) / "checkpoints"):
+        return replace(config, resume=out, out=None)
+    return replace(config, out=out)
+
+
+def _run_folder(path: Path) -> Path:
+    """Of a run folder, or of a checkpoint in one."""
+    return path if (path / "checkpoints").is_dir() else path.absolute().parent.parent
