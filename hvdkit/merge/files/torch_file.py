@@ -18,8 +18,8 @@ _STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
 
 _LONGEST_NAME = 300
 _DAMAGED = (
-    OSError, EOFError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, ArithmeticError, AssertionError, AttributeError,
-    LookupError, MemoryError, RuntimeError, TypeError, ValueError,
+    OSError, EOFError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, ArithmeticError, AssertionError,
+    AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 """What torch raises for a damaged file: its restricted unpickler obeys whatever it reads, and checks little."""
 
@@ -29,7 +29,7 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            _check_names(path)
+            _check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except _DAMAGED as error:
             why = str(error) if isinstance(error, OSError) else "it is damaged, or holds more than tensors and numbers"
@@ -55,14 +55,16 @@ class TorchFile:
         self._tensors = {}
 
 
-def _check_names(path: Path) -> None:
-    """Raises one of _DAMAGED for names of functions that are longer than any: torch searches its message about a
-    refused one by a pattern that takes hours for a megabyte."""
+def _check_archive(path: Path) -> None:
+    """Raises one of _DAMAGED for what torch would take hours or all memory for: names of functions that are longer than
+    any (it searches its message about a refused one by a pattern), and compressed parts, which it never writes."""
     with zipfile.ZipFile(path) as file:
-        for name in file.namelist():
-            if name.endswith("data.pkl"):
-                for opcode, argument, _ in pickletools.genops(file.read(name)):
-                    if opcode.name == "GLOBAL" and len(argument) > _LONGEST_NAME:
+        for part in file.infolist():
+            if part.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("compressed")
+            if part.filename.endswith("data.pkl"):
+                for opcode, argument, _ in pickletools.genops(file.read(part)):
+                    if opcode.name == "GLOBAL" and len(str(argument)) > _LONGEST_NAME:
                         raise ValueError("a name is too long")
 
 
