@@ -272,10 +272,13 @@ def _load_checked(text: str) -> Any:
         value = jsonargparse.get_loader("yaml")(text)
     except Exception as error:  # whatever PyYAML makes of a date or number that cannot be
         raise ValueError(" ".join(str(error).split())) from None
-    # Texts where numbers should be are loaded once more, by jsonargparse itself.
-    for item in value.values() if isinstance(value, dict) else ():
+    for name, item in value.items() if isinstance(value, dict) else ():
+        # Texts where numbers should be are loaded once more, by jsonargparse itself.
         if isinstance(item, str) and has_aliases(item):
             raise ValueError("aliases (* and &) are not allowed")
+        # No option takes one, and jsonargparse stumbles over it where it expects a list.
+        if any(isinstance(inner, dict) for inner in (item if isinstance(item, list) else [item])):
+            raise ValueError(f"{shown(name)} cannot be a mapping")
     return value
 
 

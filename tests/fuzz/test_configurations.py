@@ -63,8 +63,10 @@ def test_schedules_and_compressions() -> None:
         "data: " + "[" * 3000,
         "lr: 2001-13-45",
         "- 1",
+        "data: {data: [a], steps: 20}\nsteps: 20",
+        "divide: [{a: 1}]",
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_configurations_that_once_broke_out(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
