@@ -22,6 +22,9 @@ _TCP_EAGER_BYTES = 2**20
 """Shorter messages go without asking the receiver first. An all-reduce of 32 MB between two hosts on 1 Gbit/s took
 285 ms instead of 310 to 330: the answer waits until the other rank, busy with sums, looks at the network again."""
 
+_HOROVODRUNS_BTL = "^openib"
+"""What horovodrun tells mpirun whether or not anyone asked for it: no user's choice."""
+
 
 @functools.cache
 def load_mpi() -> Any:
@@ -56,7 +59,8 @@ def start_mpi(local_size: int | None) -> Any:
     if local_size == launch_info().size:
         # Libfabric, which nothing on one node goes through, makes every rank's MPI_Finalize sleep for a second; and
         # with TCP every rank would listen on all interfaces, to anyone, for messages that go through shared memory.
-        os.environ.setdefault("OMPI_MCA_btl", "^ofi,tcp")
+        if os.environ.get("OMPI_MCA_btl", _HOROVODRUNS_BTL) == _HOROVODRUNS_BTL:
+            os.environ["OMPI_MCA_btl"] = f"{_HOROVODRUNS_BTL},ofi,tcp"
     mpi = load_mpi()
     if not mpi.Is_initialized():
         with start_without_pmix(mpi, launch_info(), wheel_prefix() is not None), warnings.catch_warnings():

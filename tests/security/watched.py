@@ -49,8 +49,8 @@ class Job:
 
 
 def results(printed: str) -> list[str]:
-    """What each rank said at the end."""
-    return sorted(re.findall(r"rank \d: .*", printed))
+    """What each rank said at the end; a launcher may put two in a line."""
+    return sorted(re.findall(r"rank \d: \w+ \d+ wrong (?:True|\d+\.\d)", printed))
 
 
 RIGHT = {
