@@ -22,6 +22,7 @@ _TCP_EAGER_BYTES = 2**20
 """Shorter messages go without asking the receiver first. An all-reduce of 32 MB between two hosts on 1 Gbit/s took
 285 ms instead of 310 to 330: the answer waits until the other rank, busy with sums, looks at the network again."""
 
+_BTL = "OMPI_MCA_btl"
 _HOROVODRUNS_BTL = "^openib"
 """What horovodrun tells mpirun whether or not anyone asked for it: no user's choice."""
 
@@ -56,11 +57,10 @@ def start_mpi(local_size: int | None) -> Any:
     if local_size is not None and local_size * 2 > len(usable_cores()):
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     os.environ.setdefault("OMPI_MCA_btl_tcp_eager_limit", str(_TCP_EAGER_BYTES))
-    if local_size == launch_info().size:
+    if local_size == launch_info().size and os.environ.get(_BTL, _HOROVODRUNS_BTL) == _HOROVODRUNS_BTL:
         # Libfabric, which nothing on one node goes through, makes every rank's MPI_Finalize sleep for a second; and
         # with TCP every rank would listen on all interfaces, to anyone, for messages that go through shared memory.
-        if os.environ.get("OMPI_MCA_btl", _HOROVODRUNS_BTL) == _HOROVODRUNS_BTL:
-            os.environ["OMPI_MCA_btl"] = f"{_HOROVODRUNS_BTL},ofi,tcp"
+        os.environ[_BTL] = f"{_HOROVODRUNS_BTL},ofi,tcp"
     mpi = load_mpi()
     if not mpi.Is_initialized():
         with start_without_pmix(mpi, launch_info(), wheel_prefix() is not None), warnings.catch_warnings():
