@@ -1,18 +1,21 @@
 """What a training run does: one dataclass, from which the command line and the YAML file are derived."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hvdkit.data import CorpusConfig
 from hvdkit.errors import ConfigError
+from hvdkit.untrusted import check_yaml, has_aliases, shown
 
 if TYPE_CHECKING:
     import jsonargparse
 
 Options = TypeVar("Options")
 Local = Literal["none", "sgd", "post-local", "diloco"]
+_LOADER = "hvdkit"
 ROUND_OPTIONS = (
     "sync_every", "outer_lr", "outer_momentum", "fragments", "overlap_steps", "outer_compression", "local_after",
     "local_level", "pace",
@@ -129,9 +132,10 @@ class TrainConfig:
     threads: int = option(0, "CPU threads per rank; 0 for this rank's share of the cores")
 
     def __post_init__(self) -> None:
+        rules = [*self._limits()] or self._rules()
         faults = [
-            f"--{name.replace('_', '-')} {getattr(self, name)} must be {rule}"
-            for name, rule, good in self._rules()
+            f"--{name.replace('_', '-')} {shown(getattr(self, name))} must be {rule}"
+            for name, rule, good in rules
             if not good
         ]
         if faults:
@@ -140,6 +144,15 @@ class TrainConfig:
         if not self.resume:  # what the run was saved with is not known here
             self.check_rounds({item.name: item.default for item in fields(self)})
         _ = self.corpus  # checks its own options
+
+    def _limits(self) -> Iterator[tuple[str, str, bool]]:
+        """Numbers that only a damaged or hostile file holds, before anything is counted with them."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, int) and value.bit_length() > 63:
+                yield item.name, "a number of at most 63 bits", False
+            elif isinstance(value, float) and not math.isfinite(value):
+                yield item.name, "a finite number", False
 
     def _rules(self) -> list[tuple[str, str, bool]]:
         at_least_1 = ("context", "steps", "batch_size", "accumulate", "log_every", "vocab_size", "fragments")
@@ -243,10 +256,30 @@ def make_parser(name: str, description: str, defaults: Path | None = None) -> "j
     """A parser without options but `--config`; `defaults` is a YAML file."""
     import jsonargparse
 
-    parser = jsonargparse.ArgumentParser(prog=name, description=description, exit_on_error=False,
+    jsonargparse.set_loader(_LOADER, _load_checked, exceptions=(ValueError,))
+    parser = jsonargparse.ArgumentParser(prog=name, description=description, exit_on_error=False, parser_mode=_LOADER,
                                          default_config_files=[str(defaults)] if defaults else [])  # fmt: skip
     parser.add_argument("--config", action="config", help="a YAML file with the options below (underscores for dashes)")
     return parser
+
+
+def _load_checked(text: str) -> Any:
+    """What jsonargparse loads of a configuration, which may come from elsewhere. Raises ValueError."""
+    import jsonargparse
+
+    check_yaml(text)
+    try:
+        value = jsonargparse.get_loader("yaml")(text)
+    except Exception as error:  # whatever PyYAML makes of a date or number that cannot be
+        raise ValueError(" ".join(str(error).split())) from None
+    for name, item in value.items() if isinstance(value, dict) else ():
+        # Texts where numbers should be are loaded once more, by jsonargparse itself.
+        if isinstance(item, str) and has_aliases(item):
+            raise ValueError("aliases (* and &) are not allowed")
+        # No option takes one, and jsonargparse stumbles over it where it expects a list.
+        if any(isinstance(inner, dict) for inner in (item if isinstance(item, list) else [item])):
+            raise ValueError(f"{shown(name)} cannot be a mapping")
+    return value
 
 
 def add_options(parser: "jsonargparse.ArgumentParser", kind: type[Any]) -> None:
