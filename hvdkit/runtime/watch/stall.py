@@ -22,6 +22,7 @@ from hvdkit.runtime.failure import fail_job
 from hvdkit.runtime.watch.limits import StallLimits, stall_limits
 from hvdkit.runtime.watch.notes import Notes, Post
 from hvdkit.runtime.watch.open_collective import AGREEMENT, Begun, Open, outermost
+from hvdkit.runtime.words import ranks_in_words
 
 _log = logging.getLogger(__name__)
 
@@ -180,11 +181,14 @@ class StallCheck:
                 elsewhere.setdefault(f"{kind} {name!r} ({algorithm})", []).append(rank)
         said = []
         if away:
-            said.append(f"{_ranks(away)} {'has' if len(away) == 1 else 'have'} not come")
+            said.append(f"{ranks_in_words(away)} {'has' if len(away) == 1 else 'have'} not come")
         if silent:
-            said[-1] += f" ({_ranks(silent)} {'does' if len(silent) == 1 else 'do'} not answer: ended, stopped or hung)"
+            said[-1] += (
+                f" ({ranks_in_words(silent)} {'does' if len(silent) == 1 else 'do'} not answer: ended, stopped or hung)"
+            )
         said += [
-            f"{_ranks(ranks)} {'is' if len(ranks) == 1 else 'are'} in {place}" for place, ranks in elsewhere.items()
+            f"{ranks_in_words(ranks)} {'is' if len(ranks) == 1 else 'are'} in {place}"
+            for place, ranks in elsewhere.items()
         ]
         return ", ".join(said) or "all ranks are in it, so its transfer hangs"
 
@@ -208,15 +212,3 @@ def _place(collective: Open) -> Place:
 def _is_in(waiting: Open, places: Iterable[Iterable[str]]) -> bool:
     kind, name, _ = _place(waiting)
     return any((theirs_kind, theirs_name) == (kind, name) for theirs_kind, theirs_name, _ in places)
-
-
-def _ranks(numbers: list[int]) -> str:
-    """`rank 3`, `ranks 2, 3`, `ranks 1-5, 9`."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    parts = [", ".join(map(str, run)) if len(run) < 3 else f"{run[0]}-{run[-1]}" for run in runs]
-    return f"rank{'s' if len(numbers) > 1 else ''} {', '.join(parts)}"
