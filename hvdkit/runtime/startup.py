@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hvdkit.errors import LaunchError
+from hvdkit.errors import DivergenceError, LaunchError
 from hvdkit.runtime.agreement import gather_objects
 from hvdkit.runtime.engine import horovod
 from hvdkit.runtime.failure import FailureHooks
@@ -21,6 +21,7 @@ from hvdkit.runtime.watch import Watch
 from hvdkit.runtime.watch.datagrams import Datagrams
 from hvdkit.runtime.watch.engine_timeline import engine_writes_beside, timeline_path
 from hvdkit.runtime.watch.limits import StallLimits, engine_leaves_stalls, stall_limits
+from hvdkit.runtime.words import who_has_what
 from hvdkit.runtime.world import World, fair_threads, usable_cores
 
 _IDLE_CYCLE_MS, _IDLE_CYCLE_MS_BETWEEN_NODES = "1000", "86400000"
@@ -62,7 +63,8 @@ def init(comm: Any = None, process_sets: Any = None) -> World:
 
     Calling it again while initialised returns the same world, as in Horovod. Raises HorovodMissingError without
     Horovod, LaunchError where the launcher announced several ranks and this process found itself alone, ValueError
-    where `comm` leaves this process out, BuildError where a Horovod that was never checked computes wrong results.
+    where `comm` leaves this process out, BuildError where a Horovod that was never checked computes wrong results,
+    DivergenceError where ranks ask for different kinds of process sets.
     """
     engine = horovod()
     comm = list(comm) if isinstance(comm, Iterable) else comm
@@ -83,6 +85,7 @@ def init(comm: Any = None, process_sets: Any = None) -> World:
         )
     own = None if mpi is None else _communicator(mpi, comm)
     if mpi is not None:
+        _check_process_sets(own, process_sets)
         # hvdkit's own collectives do the work then: an engine that nobody uses must not take time from it.
         idle_ms = _IDLE_CYCLE_MS if _are_on_one_node(mpi, own) else _IDLE_CYCLE_MS_BETWEEN_NODES
         os.environ.setdefault("HOROVOD_IDLE_CYCLE_TIME", idle_ms)
@@ -184,6 +187,16 @@ def _make_world(engine: Any, mpi: Any, own: Any, ends_stalls: bool) -> World:
     cores = usable_cores()
     neighbours = [mask for host, mask in gather_objects(world, (world.hostname, cores)) if host == world.hostname]
     return replace(world, threads=fair_threads(cores, neighbours))
+
+
+def _check_process_sets(comm: Any, process_sets: Any) -> None:
+    """Raise DivergenceError on all ranks where some want dynamic process sets and some do not: Horovod would hang."""
+    asked = comm.allgather(repr(process_sets) if process_sets is None or isinstance(process_sets, str) else "a list")
+    if len({text == "'dynamic'" for text in asked}) > 1:
+        raise DivergenceError(
+            f"init: process_sets is {who_has_what(asked)}: every rank must ask for the same (hvdkit train "
+            "asks for them with --local-level nodes)"
+        )
 
 
 def _limits_of_stalls(mpi: Any, launch: LaunchInfo) -> StallLimits | None:

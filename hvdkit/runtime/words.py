@@ -13,3 +13,11 @@ def ranks_in_words(ranks: Sequence[int]) -> str:
             runs.append([rank])
     parts = [", ".join(map(str, run)) if len(run) < 3 else f"{run[0]}-{run[-1]}" for run in runs]
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(parts)}"
+
+
+def who_has_what(values: Sequence[str]) -> str:
+    """`0.001 on ranks 0, 1 and 0.002 on rank 2`, of each rank's value."""
+    ranks: dict[str, list[int]] = {}
+    for rank, value in enumerate(values):
+        ranks.setdefault(value, []).append(rank)
+    return " and ".join(f"{value} on {ranks_in_words(numbers)}" for value, numbers in ranks.items())

@@ -6,7 +6,7 @@ What the environment holds is compared only where it shows in these.
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ import hvdkit
 from hvdkit.errors import DivergenceError
 from hvdkit.runtime import World, gather_objects
 from hvdkit.runtime.engine import horovod
-from hvdkit.runtime.words import ranks_in_words
+from hvdkit.runtime.words import who_has_what
 from hvdkit.train.config import TrainConfig
 
 _MOST_NAMED = 5
@@ -67,14 +67,6 @@ def compare(world: World, mine: Mapping[str, str], rule: str) -> None:
             faults.append(f"{name} is {who_has_what(values)}")
     more = f"; and {len(faults) - _MOST_NAMED} more" if len(faults) > _MOST_NAMED else ""
     raise DivergenceError(f"ranks disagree: {'; '.join(faults[:_MOST_NAMED])}{more}. {rule[0].upper()}{rule[1:]}")
-
-
-def who_has_what(values: Sequence[str]) -> str:
-    """`0.001 on ranks 0, 1 and 0.002 on rank 2`, of each rank's value."""
-    ranks: dict[str, list[int]] = {}
-    for rank, value in enumerate(values):
-        ranks.setdefault(value, []).append(rank)
-    return " and ".join(f"{value} on {ranks_in_words(numbers)}" for value, numbers in ranks.items())
 
 
 def _shown(value: object) -> str:
