@@ -72,7 +72,9 @@ class Watch:
         Ranks make them in one order, so that its number tells one from others; `what` is for the reader.
         """
         self._agreements += 1
-        self.begin(f"{self._agreements}: {what}", AGREEMENT, "objects", 0)
+        name, thread = f"{self._agreements}: {what}", get_ident()
+        around = self._open.get(thread)
+        self._open[thread] = (monotonic_ns(), self._count, name, AGREEMENT, "objects", 0, None, around)
 
     def end(self) -> None:
         """The collective that began last on this thread has ended."""
