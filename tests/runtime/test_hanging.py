@@ -26,7 +26,6 @@ PLACES = {
         ("mpirun", "step"),
         ("mpirun", "engine"),
         ("mpirun", "agreement"),
-        ("horovodrun-mpi", "step"),
         ("horovodrun-gloo", "step"),
         ("horovodrun-gloo", "agreement"),
     ],
