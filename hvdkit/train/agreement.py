@@ -6,12 +6,12 @@ What the environment holds is compared only where it shows in these.
 
 import hashlib
 import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-import hvdkit
 from hvdkit.errors import DivergenceError
 from hvdkit.runtime import World, gather_objects
 from hvdkit.runtime.engine import horovod
@@ -31,7 +31,7 @@ def check_same_start(world: World, config: TrainConfig) -> None:
         "the version of Python": platform.python_version(),
         "the version of torch": torch.__version__,
         "the version of Horovod": str(getattr(horovod("horovod"), "__version__", "unknown")),
-        "the version of hvdkit": hvdkit.__version__,
+        "the version of hvdkit": sys.modules["hvdkit"].__version__,
     }
     mine |= {f"hvdkit/{name}": digest for name, digest in _sources().items()}
     compare(world, mine, "every rank must run the same command with the same software")
