@@ -33,7 +33,8 @@ def test_the_rank_that_has_not_come_and_the_tensor_are_named(hosts: list[Host]) 
     assert result.stdout.count("worked to the end") == 3
 
 
-LIMIT_S = 5
+LIMIT_S = 10
+"""More than ranks come apart by at their start, on a machine that is busy with other things."""
 
 
 def ranks_on(host: Host, mark: Path) -> list[psutil.Process]:

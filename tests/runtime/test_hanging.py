@@ -11,7 +11,7 @@ from tests.jobs import run_ranks, succeed
 from tests.runtime.test_failure import processes_of
 
 SCRIPT = Path(__file__).with_name("hanging.py")
-LIMIT_S = 4
+LIMIT_S = 6
 PLACES = {
     "step": r"(ready|allreduce) '.*optimizer.*' \((mpi|horovod)\)",
     "engine": r"allreduce 'the sum' \(horovod\)",
@@ -54,7 +54,7 @@ def test_a_stopped_rank_ends_the_job(launcher: str, where: str, tmp_path: Path) 
 @pytest.mark.parametrize("launcher", ["mpirun", "horovodrun-gloo"])
 def test_a_rank_that_works_is_waited_for_longer(launcher: str) -> None:
     """In an agreement; two limits pass here."""
-    result = succeed(run_ranks(2, SCRIPT, "agreement", "away", "2", "5", launcher=launcher))
+    result = succeed(run_ranks(2, SCRIPT, "agreement", "away", "3", "8", launcher=launcher))
     assert result.stdout.count("worked to the end") == 2
     assert "has waited" not in result.stderr
 
