@@ -62,6 +62,11 @@ class TrainConfig:
     weight_decay: float = option(0.1, "AdamW's decay of matrices (vectors are not decayed)")
     beta2: float = option(0.95, "AdamW's second beta")
     clip_norm: float = option(1.0, "largest norm of the aggregated gradient; 0 for no clipping")
+    on_nonfinite: Literal["stop", "skip", "ignore"] = option(
+        "stop",
+        "what a NaN or infinity in the gradients does: stop = ends the run and names the parameters, skip = the step "
+        "is left out on all ranks (with --local: on the rank that met it) and counted, ignore = nothing is looked at",
+    )
     precision: Literal["float32", "bf16", "float64"] = option("float32", "bf16 computes under autocast")
     compression: str = option(
         "none", "gradients on the wire: none, fp16, bf16, int8, topk:ratio=0.01, powersgd:rank=4 (or other numbers)"
@@ -119,6 +124,16 @@ class TrainConfig:
     eval_batches: int = option(64, "validation batches (of batch_size sequences, over all ranks); 0 for all")
     log_every: int = option(10, "steps between lines of progress")
     checkpoint_every: int = option(100, "steps between checkpoints; 0 for only at the end")
+    check_every: int = option(
+        0,
+        "steps between comparisons of all ranks' parameters, which stop a run whose ranks have drifted apart; 0 for "
+        "never (with --sharding 3: of parameters that every rank has whole; with --local: of the outer model)",
+    )
+    hang_timeout: int | None = option(
+        None,
+        "seconds that ranks wait for one that hangs before they end the job, and warn after half of them; 0 to wait "
+        "for ever; default: 60, or what HOROVOD_STALL_* say (10 times as long for one that works on something else)",
+    )
     checkpoint_async: bool = option(
         False, "copy what a checkpoint holds and write it while training goes on; needs the room for the copy"
     )
@@ -156,13 +171,14 @@ class TrainConfig:
 
     def _rules(self) -> list[tuple[str, str, bool]]:
         at_least_1 = ("context", "steps", "batch_size", "accumulate", "log_every", "vocab_size", "fragments")
-        at_least_0 = ("warmup_steps", "eval_every", "eval_batches", "checkpoint_every", "keep",
-                      "keep_best", "sample_tokens", "threads", "seed", "weight_decay", "clip_norm", "overlap_steps",
-                      "local_after")  # fmt: skip
+        at_least_0 = ("warmup_steps", "eval_every", "eval_batches", "checkpoint_every", "keep", "keep_best",
+                      "sample_tokens", "threads", "seed", "weight_decay", "clip_norm", "overlap_steps", "local_after",
+                      "check_every")  # fmt: skip
         return [
             *((name, "1 or more", getattr(self, name) >= 1) for name in at_least_1),
             *((name, "0 or more", getattr(self, name) >= 0) for name in at_least_0),
             ("lr", "more than 0", self.lr > 0),
+            ("hang_timeout", "0, or 2 or more", self.hang_timeout in (None, 0) or self.hang_timeout >= 2),
             ("min_lr", "between 0 and 1", 0 <= self.min_lr <= 1),
             ("beta2", "in [0, 1)", 0 <= self.beta2 < 1),
             ("outer_lr", "more than 0", self.outer_lr > 0),

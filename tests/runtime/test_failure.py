@@ -46,6 +46,9 @@ def orphaned_memory(before: set[str]) -> set[str]:
         ("mpirun", "hook", "rank 1 of 2 failed, the job ends:", 1),
         ("mpirun", "exit beside MPI", "rank 1 of 2 ended with status 3, the job ends", 3),
         ("mpirun", "kill", "", 137),
+        ("mpirun", "segfault", "", 139),
+        ("horovodrun-mpi", "os._exit", "", 3),
+        ("horovodrun-gloo", "kill", "", 1),
         ("mpirun", "leave", "rank 0 of 2 failed, the job ends:", 1),
         ("mpirun", "interrupt", "rank 1 of 2 was interrupted", 130),
         # horovodrun itself always ends with 1.
