@@ -71,7 +71,7 @@ class Job:
         self.loop = Loop(world, config, self.model, self.aggregation, self.samples, step, position)
         torch.manual_seed(config.seed + 1 + world.rank)  # dropout differs per rank, weights do not
         if self.resumed:
-            self.resumed.restore(self.aggregation)
+            self.resumed.restore(self.aggregation, self.loop)
         self.saver = Saver(
             world, self.folder / "checkpoints", keep=config.keep, keep_best=config.keep_best,
             background=config.checkpoint_async, config=config.saved_values(),
@@ -149,7 +149,7 @@ class Job:
             "aggregation": common,
             "collectives": saved_choice(self.world),
         }
-        own = {"aggregation": own, "random": random_state(self.world.device)}
+        own = {"aggregation": own, "random": random_state(self.world.device), "loop": self.loop.state()}
         loss = self.validation_loss if self._evaluated_at == self.loop.step else None
         with self.aggregation.whole():
             copies = copied_state(self.model) if self.saver.background and self.world.is_root else None
