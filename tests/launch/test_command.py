@@ -16,6 +16,7 @@ OPEN_MPI = MpiLauncher("/usr/bin/mpirun", "openmpi", "mpirun (Open MPI) 4.1.8", 
 OPEN_MPI_5 = MpiLauncher("/usr/bin/mpirun", "openmpi", "mpirun (Open MPI) 5.0.11", (5, 0))
 HYDRA = MpiLauncher("/usr/bin/mpirun", "hydra", "HYDRA 5.0.2", (5, 0))
 SITE = Site(mpi=OPEN_MPI, horovodrun="/env/bin/horovodrun", path="/env/bin:/usr/bin", is_root=False, exported=("PATH",))
+KEEPALIVE = "--mca oob_tcp_keepalive_time 20 --mca oob_tcp_keepalive_intvl 5 --mca oob_tcp_keepalive_probes 3"
 WHEEL = replace(SITE, prefix=Path("/env"))
 TWO_HOSTS = parse_hosts("node1:2,node2:2")
 HERE = Wanted(4, ("python", "t.py"))
@@ -29,13 +30,13 @@ THERE = replace(HERE, hosts=TWO_HOSTS)
         pytest.param(
             THERE,
             WHEEL,
-            "horovodrun --disable-cache -np 4 -H node1:2,node2:2 '--mpi-args=--prefix /env'",
+            f"horovodrun --disable-cache -np 4 -H node1:2,node2:2 '--mpi-args=--prefix /env {KEEPALIVE}'",
             id="the wheel's prefix on other hosts",
         ),
         pytest.param(
             replace(THERE, interface="eth0"),
             SITE,
-            "horovodrun --disable-cache -np 4 -H node1:2,node2:2 --network-interface eth0",
+            f"horovodrun --disable-cache -np 4 -H node1:2,node2:2 --network-interface eth0 '--mpi-args={KEEPALIVE}'",
             id="interface",
         ),
         pytest.param(
@@ -59,8 +60,8 @@ THERE = replace(HERE, hosts=TWO_HOSTS)
         pytest.param(
             replace(THERE, launcher="mpirun", interface="eth0"),
             WHEEL,
-            "mpirun -np 4 -H node1:2,node2:2 --prefix /env -x PATH --bind-to none --mca btl_tcp_if_include eth0 "
-            "--mca oob_tcp_if_include eth0 -x NCCL_SOCKET_IFNAME=eth0",
+            f"mpirun -np 4 -H node1:2,node2:2 --prefix /env {KEEPALIVE} -x PATH --bind-to none "
+            "--mca btl_tcp_if_include eth0 --mca oob_tcp_if_include eth0 -x NCCL_SOCKET_IFNAME=eth0",
             id="mpirun on hosts",
         ),
         pytest.param(
