@@ -38,7 +38,7 @@ def build_command(wanted: Wanted, site: Site) -> tuple[str, ...]:
             f"-np {wanted.ranks} is more than the {slots} slots of {host_list(wanted.hosts)}; give the hosts more "
             f"slots, such as {wanted.hosts[0].name}:{wanted.ranks}, name more hosts, or start fewer ranks"
         )
-    if _fills_allocation(wanted, site) and 0 < site.allocated_tasks < wanted.ranks:
+    if fills_allocation(wanted, site) and 0 < site.allocated_tasks < wanted.ranks:
         raise LaunchError(
             f"-np {wanted.ranks} is more than the {site.allocated_tasks} tasks of this Slurm allocation; ask for more "
             f"(`salloc --ntasks={wanted.ranks}`), or start fewer ranks"
@@ -62,7 +62,7 @@ def _choose(wanted: Wanted, site: Site) -> str:
         if not fits:
             raise LaunchError("horovodrun does not work with this MPI's mpirun; leave out --launcher, or pass --gloo")
         return "horovodrun"
-    if wanted.launcher == "auto" and fits and site.horovodrun is not None and not _fills_allocation(wanted, site):
+    if wanted.launcher == "auto" and fits and site.horovodrun is not None and not fills_allocation(wanted, site):
         return "horovodrun"
     return "mpirun"
 
@@ -78,7 +78,7 @@ def _family(site: Site) -> str:
     return site.mpi.family
 
 
-def _fills_allocation(wanted: Wanted, site: Site) -> bool:
+def fills_allocation(wanted: Wanted, site: Site) -> bool:
     """In a Slurm allocation mpirun finds the nodes and their slots by itself; horovodrun would use this one alone."""
     return not wanted.hosts and site.allocated_nodes > 1
 
@@ -108,7 +108,7 @@ def _open_mpi(wanted: Wanted, site: Site) -> list[str]:
             words += ["--prefix", str(site.prefix)]
         for name in site.exported:
             words += ["-x", name]
-    elif not _fills_allocation(wanted, site):
+    elif not fills_allocation(wanted, site):
         words.append("--oversubscribe")
     # The threads of a rank (torch's, Horovod's) would otherwise all sit on the one core that Open MPI binds it to.
     words += ["--bind-to", "none"]

@@ -1,17 +1,14 @@
 """Other hosts of a job: the same checks there, over ssh, and what differs from here."""
 
 import json
-import os
-import shlex
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 from hvdkit.launch.findings import Finding, ok, problem
 from hvdkit.launch.hosts import Host, ask_host, is_local, unreachable
-from hvdkit.launch.site import job_path
+from hvdkit.launch.site import python_there
 
 _LIMIT_S = 240
 
@@ -53,8 +50,5 @@ def differences(name: str, there: Sequence[Finding], here: Sequence[Finding]) ->
 
 
 def _remote_command(host: Host) -> str:
-    """The doctor there: same folder, same interpreter, same PATH as a launcher would give."""
-    words = [sys.executable, "-m", "hvdkit.launch.doctor", "--json", "--no-start", "-np", str(host.slots)]
-    exports = {"PATH": job_path(), **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}}
-    settings = shlex.join(f"{name}={value}" for name, value in exports.items())
-    return f"cd {shlex.quote(str(Path.cwd()))} 2>/dev/null; env {settings} {shlex.join(words)}"
+    """The doctor there."""
+    return python_there(["-m", "hvdkit.launch.doctor", "--json", "--no-start", "-np", str(host.slots)])

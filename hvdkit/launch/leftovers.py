@@ -87,7 +87,8 @@ def sweep_files(folder: Path, shared_memory: Path = SHARED_MEMORY) -> int:
     To be called when no process of the job lives here. `folder` may be one that several hosts share.
     """
     host = socket.gethostname()
-    mine = [path for path in _own(folder) if host in path.name or host.partition(".")[0] in path.name.split(".")]
+    names = "|".join(re.escape(name) for name in {host, host.partition(".")[0]})
+    mine = [path for path in _own(folder) if re.fullmatch(rf"\w+\.(?:{names})\.(?:\d+\.)*{os.geteuid()}", path.name)]
     families = {family for path in mine for family in _job_families(path)}
     swept = 0
     for path in _own(shared_memory) if families else ():

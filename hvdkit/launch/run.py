@@ -9,17 +9,20 @@ import sys
 from pathlib import Path
 
 from hvdkit.errors import LaunchError
+from hvdkit.launch.attempts import supervise_job
 from hvdkit.launch.command import LAUNCHERS, Wanted, build_command
+from hvdkit.launch.gloo_status import with_ranks_status
 from hvdkit.launch.hosts import check_reachable, parse_hosts, read_hostfile
+from hvdkit.launch.restart_options import add_restart_options, supervision
 from hvdkit.launch.site import Site, find_site
 from hvdkit.launch.supervise import run_launcher
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Start the ranks and wait for them; returns the launcher's exit status, or 2 where nothing could start."""
+    """Start the ranks and wait for them; returns the job's exit status, or 2 where nothing could start."""
     options = _parser().parse_args(argv)
     try:
-        wanted, site = _wanted(options), find_site()
+        wanted, how, site = _wanted(options), supervision(options), find_site()
         command = build_command(wanted, site)
         line = copyable(command, site)
         if options.dry_run:
@@ -30,11 +33,13 @@ def main(argv: list[str] | None = None) -> int:
         program = shutil.which(command[0], path=site.path)
         if program is None:
             raise LaunchError(f"{command[0]} is not on PATH; `hvdkit doctor` tells what is missing")
+        if how is not None:
+            return supervise_job(wanted, site, how, lambda command: copyable(command, site))
     except LaunchError as error:
         print(f"hvdkit run: error: {error}", file=sys.stderr)
         return 2
     print(f"hvdkit run: {line}", file=sys.stderr, flush=True)
-    return run_launcher(program, command, {**os.environ, "PATH": site.path})
+    return run_launcher(*with_ranks_status(program, command), {**os.environ, "PATH": site.path})
 
 
 def copyable(command: tuple[str, ...], site: Site) -> str:
@@ -85,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gloo", action="store_true", help="let Horovod use Gloo instead of MPI")
     parser.add_argument("--network-interface", metavar="NAME", help="the interface that all hosts share, such as eth0")
     parser.add_argument("--dry-run", action="store_true", help="print the command line and stop")
+    add_restart_options(parser)
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and the command that each rank runs")
     return parser
 

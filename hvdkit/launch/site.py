@@ -1,8 +1,10 @@
 """What this machine has to start ranks with: the MPI launcher that belongs to Horovod, horovodrun, and who we are."""
 
 import os
+import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +61,13 @@ def job_path() -> str:
     if launcher and shutil.which(Path(launcher).name, path=path) != launcher:
         path = f"{own}{os.pathsep}{folder}{os.pathsep}{plain}"
     return path
+
+
+def python_there(words: Sequence[str]) -> str:
+    """The shell command that runs `python WORDS` on another host: same folder, interpreter and PATH as a launcher's."""
+    exports = {"PATH": job_path(), **{name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ}}
+    settings = shlex.join(f"{name}={value}" for name, value in exports.items())
+    return f"cd {shlex.quote(str(Path.cwd()))} 2>/dev/null; env {settings} {shlex.join([sys.executable, *words])}"
 
 
 def wheel_prefix() -> Path | None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from hvdkit.contract import ATTEMPT, RUN_NAME
+from hvdkit.contract import ATTEMPT, RUN_NAME, is_run_name
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def launch_info(environ: Mapping[str, str] = os.environ) -> LaunchInfo:
     A run name that is no plain file name, and an attempt that is no number, are as good as none.
     """
     run_name = environ.get(RUN_NAME, "")
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", run_name, re.ASCII):
+    if not is_run_name(run_name):
         return _place(environ)
     number = environ.get(ATTEMPT, "0")
     attempt = int(number) if re.fullmatch(r"\d{1,9}", number, re.ASCII) else 0
