@@ -1,0 +1,41 @@
+"""A place of its own for a program that starts jobs and ends them badly: namespaces of processes, mounts and IPC.
+
+What lives in it beside the program, and what lies in its /dev/shm, comes from its jobs; and when the program ends, or
+is killed, the kernel ends all that it started and takes its mounts away.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_INSIDE = "HVDKIT_CHAOS_PLACE"
+_NEW = ["unshare", "--mount", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
+# The shell is process 1 there: it collects whatever loses its parent.
+_BOOT = 'mount -t tmpfs -o mode=1777 tmpfs /dev/shm || exit 1; "$@"; exit $?'
+
+
+def is_own() -> bool:
+    """Whether this process runs in such a place."""
+    return os.environ.get(_INSIDE) == "1"
+
+
+def go_there(module: str, words: Sequence[str]) -> None:
+    """Become `python -m MODULE WORDS` in a place of its own, where that can be had; returns where it cannot."""
+    if is_own() or os.geteuid() != 0 or shutil.which("unshare") is None:
+        return
+    trial = subprocess.run([*_NEW, "sh", "-c", _BOOT, "sh", "true"], capture_output=True, check=False)
+    if trial.returncode == 0:
+        os.environ[_INSIDE] = "1"
+        command = [*_NEW, "sh", "-c", _BOOT, "sh", sys.executable, "-m", module, *words]
+        sys.stdout.flush()
+        os.execvp(command[0], command)
+
+
+def shared_memory_left() -> list[str]:
+    """Files in this place's /dev/shm; nothing where it is everyone's."""
+    if not is_own():
+        return []
+    return sorted(f"/dev/shm/{path.name} left" for path in Path("/dev/shm").iterdir())
