@@ -12,6 +12,7 @@ from typing import Any
 
 from hvdkit.checkpoint import list_checkpoints, load_checkpoint
 from hvdkit.errors import CheckpointError
+from tests.cluster.hosts import Host, cluster
 from tests.faults import jobs, place
 from tests.faults.disk import small_disk
 from tests.faults.modes import environment, plain, supervised, training
@@ -19,6 +20,7 @@ from tests.faults.plan import STARTED_AGAIN, Case
 from tests.faults.references import References
 from tests.faults.result import read_result
 from tests.faults.verdict import KILLED, Evidence
+from tests.jobs import ROOT
 
 LIMIT_S = 300.0
 """For each command of a case; most take a tenth of it."""
@@ -33,6 +35,9 @@ class Trial:
     references: References
     limit_s: float = LIMIT_S
     ended: list[jobs.Ended] = field(default_factory=list)
+    hosts: list[Host] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    """Behind the first command."""
 
     def __post_init__(self) -> None:
         self.mark = f"chaos-{self.case.number}-{secrets.token_hex(3)}"
@@ -44,7 +49,7 @@ class Trial:
         reference = self.references.get(self.case.mode, self.case.launcher, self.case.ranks)
         for folder in (self.records, self.temporary):
             folder.mkdir(parents=True)
-        with self._run_folder() as run:
+        with self._surroundings() as run:
             if self.case.supervised:
                 self._supervised(run)
             else:
@@ -66,7 +71,7 @@ class Trial:
         first = self._command(supervised(self.case, self.mark, self.log, words))
         if self.case.fault.kind == "SIGKILL supervisor" and first.status == KILLED:
             # Its guard ends the job.
-            self.left_by_guard = jobs.wait_for_none(self.mark, 30)
+            self.left += jobs.wait_for_none(self.mark, 30)
             self.ended[0] = jobs.Ended(first.status, time.time(), first.output)
         if self.case.fault.kind in STARTED_AGAIN and first.status is not None:
             self._command(supervised(self.case, self.mark, self.log, words, again=True))
@@ -76,7 +81,7 @@ class Trial:
         first = self._command(plain(case.launcher, case.ranks, self._words(run, attempt=0)))
         if first.status is None:
             return
-        self.left_first = jobs.wait_for_none(self.mark)
+        self.left += jobs.wait_for_none(self.mark)
         found = list_checkpoints(run / "checkpoints")
         for folder in found:
             load_checkpoint(folder)  # raises if it is not whole
@@ -93,21 +98,28 @@ class Trial:
                 "seed": self.case.seed, "attempt": attempt,
             })
         )  # fmt: skip
-        train = training(self.case.mode, self.case.launcher, self.case.ranks, self.references.text)
+        train = training(self.case.mode, self.case.launcher, self.references.text)
         return ["-m", "tests.faults.victim", str(faults), *train, *(options or ["--out", str(run)])]
 
     def _command(self, command: list[str]) -> jobs.Ended:
         env = {**self.references.environment, **environment(self.case)}
+        if self.hosts:
+            settings = {**env, "PYTHONPATH": str(ROOT), jobs.MARK: self.mark}
+            command = self.hosts[0].enter("env", *(f"{name}={value}" for name, value in settings.items()), *command)
         output = self.folder / f"output-{len(self.ended)}.txt"
         self.ended.append(jobs.run(command, self.mark, self.temporary, output, limit_s=self.limit_s, env=env))
         return self.ended[-1]
 
     @contextmanager
-    def _run_folder(self) -> Iterator[Path]:
+    def _surroundings(self) -> Iterator[Path]:
+        """Within it the case has the hosts and the disk that it needs; yields the folder of its run."""
         with ExitStack() as stack:
             folder = self.folder
             if self.case.fault.kind == "disk full":
                 folder = stack.enter_context(small_disk(self.folder / "disk"))
+            if self.case.two_hosts:
+                (self.folder / "hosts").mkdir()
+                self.hosts = stack.enter_context(cluster(self.folder / "hosts", ["node1", "node2"]))
             yield folder / "run"
 
     def _differences(self, run: Path, reference: Any) -> list[str]:
@@ -118,7 +130,10 @@ class Trial:
 
     def _leftovers(self) -> list[str]:
         alive = [path.read_text() for path in self.records.glob("alive-*.txt")]
-        left = jobs.wait_for_none(self.mark)
+        left = [*self.left, *jobs.wait_for_none(self.mark)]
+        left += [
+            f"process left on {host.name}: {process.name()}" for host in self.hosts for process in host.processes()
+        ]  # fmt: skip
         files = [f"{self.temporary}/{name} left" for name in sorted(jobs.entries(self.temporary))]
         return [*alive, *left, *files, *place.shared_memory_left()]
 

@@ -13,7 +13,8 @@ import psutil
 
 from tests.jobs import ROOT, clean_environ
 
-_MARK = "HVDKIT_CHAOS_CASE"
+MARK = "HVDKIT_CHAOS_CASE"
+"""A variable in the environment of all that a case starts."""
 _SETTLE_S = 15.0
 """What is on its way out may take so long."""
 
@@ -32,7 +33,7 @@ def run(
     command: Sequence[str], mark: str, temporary: Path, output: Path, *, limit_s: float, env: Mapping[str, str]
 ) -> Ended:
     """Run `command` in a session of its own, with TMPDIR `temporary`; all it starts here carries `mark`."""
-    more = {_MARK: mark, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), **env}
+    more = {MARK: mark, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT), **env}
     with output.open("w", errors="replace") as file:
         process = subprocess.Popen(
             list(command), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=clean_environ(more),
@@ -58,7 +59,7 @@ def marked(mark: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):  # ended meanwhile, or not ours to look at
             is_alive = process.status() != psutil.STATUS_ZOMBIE
-            if is_alive and process.pid != os.getpid() and process.environ().get(_MARK) == mark:
+            if is_alive and process.pid != os.getpid() and process.environ().get(MARK) == mark:
                 found.append(process)
     return found
 

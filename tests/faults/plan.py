@@ -86,10 +86,11 @@ class Case:
         return f"{fault.kind} at {fault.point}, rank {fault.rank}, step {fault.step} ({', '.join(how)})"
 
 
-def draw(count: int, seed: int, *, hosts: bool = True) -> list[Case]:
-    """`count` cases; without `hosts` none of those that need two hosts."""
+def draw(count: int, seed: int, *, hosts: bool = True, disks: bool = True) -> list[Case]:
+    """`count` cases; without `hosts` or `disks` none of those that need two hosts, or a small disk."""
     choose = random.Random(f"hvdkit chaos {seed}")
-    pairs = _pairs(choose, hosts)
+    left_out = {kind for kind, can in (("network cut", hosts), ("disk full", disks)) if not can}
+    pairs = _pairs(choose, left_out)
     return [_case(number, *next(pairs), choose) for number in range(count)]
 
 
@@ -103,9 +104,9 @@ def as_json(cases: list[Case]) -> list[dict[str, Any]]:
     return [asdict(case) for case in cases]
 
 
-def _pairs(choose: random.Random, hosts: bool) -> Iterator[tuple[str, str]]:
+def _pairs(choose: random.Random, left_out: set[str]) -> Iterator[tuple[str, str]]:
     while True:
-        order = [pair for pair in PAIRS if hosts or pair[0] != "network cut"]
+        order = [pair for pair in PAIRS if pair[0] not in left_out]
         choose.shuffle(order)
         yield from order
 

@@ -40,7 +40,7 @@ class References:
         run, temporary = self.folder / name / "run", self.folder / name / "tmp"
         shutil.rmtree(self.folder / name, ignore_errors=True)
         temporary.mkdir(parents=True)
-        words = ["-m", "hvdkit.train", *training(mode, launcher, ranks, self.text), "--out", str(run)]
+        words = ["-m", "hvdkit.train", *training(mode, launcher, self.text), "--out", str(run)]
         ended = jobs.run(
             plain(launcher, ranks, words), f"reference-{name}", temporary, self.folder / name / "output.txt",
             limit_s=_LIMIT_S, env=self.environment,
