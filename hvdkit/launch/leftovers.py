@@ -35,6 +35,7 @@ SHARED_MEMORY = Path("/dev/shm")
 _DAEMONS = {"orted", "prted", "hydra_pmi_proxy"}
 _RANK_VARIABLES = {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "HOROVOD_RANK"}
 _GRACE_S = 10.0
+_NOTICE_S = 1.0
 
 
 def session_folder(run_name: str, parent: str) -> Path:
@@ -68,8 +69,10 @@ def tell_ranks(run_name: str, number: int) -> int:
 def end_processes(run_name: str, grace_s: float = _GRACE_S) -> int:
     """Kill what is left of the job here; returns how many processes that were.
 
-    Called when the launcher is gone: ranks without one cannot save together, so that none gets the time to.
+    Called when the launcher is gone: ranks without one cannot save together, so that they get no time for it, but the
+    second that it takes to notice.
     """
+    psutil.wait_procs(processes_of(run_name), timeout=_NOTICE_S)
     killed: set[int] = set()
     deadline = time.monotonic() + grace_s
     while (found := processes_of(run_name)) and time.monotonic() < deadline:

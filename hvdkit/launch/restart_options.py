@@ -39,8 +39,8 @@ def add_restart_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "restarts",
         "A job that fails is started again, on the hosts that still answer; hvdkit.train goes on from its last "
-        "complete checkpoint. Not restarted: a job that was told to end (SIGTERM, and others); one with status 75, which means "
-        "that it saved and can go on; one that would fail again. Times are seconds, or such as 90s, 5m, 1h, 2d.",
+        "complete checkpoint. Not restarted: a job that was told to end (SIGTERM, and others); one with status 75, "
+        "which means that it saved and can go on; one that would fail again. Times: 90 (s), 5m, 1h.",
     )
     group.add_argument("--max-restarts", type=_whole, default=0, metavar="N", help="at most so many (default: none)")
     group.add_argument("--restart-window", type=_time, metavar="TIME", help="N within this time (default: in all)")

@@ -77,7 +77,7 @@ class Restarts:
         self._times.append(now_s)
         if ran_s >= LONG_RUN_S:
             self._next_pause_s = self._policy.first_pause_s
-        pause_s = min(self._next_pause_s, LONGEST_PAUSE_S)
+        pause_s = min(self._next_pause_s, max(LONGEST_PAUSE_S, self._policy.first_pause_s))
         self._next_pause_s = 2 * pause_s
         return Decision(True, pause_s, len(self._times))
 
