@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hvdkit.checkpoint import Saver, find_model, random_state
+from hvdkit.checkpoint import Saver, find_model, random_state, seed_generators
 from hvdkit.data import Position, Tokenizer, has_tokenizer, load_tokenizer, prepare_corpus
 from hvdkit.data.tokenizer import save_tokenizer
 from hvdkit.errors import CheckpointError, ConfigError
@@ -126,7 +126,7 @@ class Job:
         self.corpus = prepare_corpus(
             world, config.corpus, context=config.context, say=self.reporter.say, tokenizer=tokenizer
         )
-        torch.manual_seed(config.seed)
+        seed_generators(config.seed)
         self.model = together(world, lambda: self._build(source))
         together(world, lambda: check_room(world, self.model, config.sharding, shared_weights=_shares(world, config)))
         self.samples = self.corpus.samples("train", self.model.objective, config.context, config.seed)
@@ -137,7 +137,7 @@ class Job:
         self.aggregation = aggregate(make_optimizer(self.model, config), self.model, config)
         position = self.resumed.position if self.resumed else Position()
         self.loop = Loop(world, config, self.model, self.aggregation, self.samples, step, position)
-        torch.manual_seed(config.seed + 1 + world.rank)  # dropout differs per rank, weights do not
+        seed_generators(config.seed + 1 + world.rank)  # dropout differs per rank, weights do not
         if self.resumed:
             self.resumed.restore(self.aggregation)
         self.saver = Saver(

@@ -126,7 +126,7 @@ def _conclude(records: list[Record], options: argparse.Namespace) -> int:
     ]
     print(*told, sep="\n", flush=True)
     if options.page is not None:
-        write_page(options.page, tables, told)
+        write_page(options.page, "Faults put into real jobs", "make chaos", tables, told)
     print_record("chaos", sorted({2, 3}), records, describe_machine())
     return 1 if failed else 0
 

@@ -6,10 +6,13 @@ is killed, the kernel ends all that it started and takes its mounts away.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from hvdkit.launch.job import end_when_told
 
 _INSIDE = "HVDKIT_CHAOS_PLACE"
 _NEW = ["unshare", "--mount", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
@@ -23,15 +26,22 @@ def is_own() -> bool:
 
 
 def go_there(module: str, words: Sequence[str]) -> None:
-    """Become `python -m MODULE WORDS` in a place of its own, where that can be had; returns where it cannot."""
-    if is_own() or os.geteuid() != 0 or shutil.which("unshare") is None:
+    """Run `python -m MODULE WORDS` in a place of its own and exit with its status; returns where there can be none."""
+    if is_own() or os.geteuid() != 0 or not (shutil.which("unshare") and shutil.which("setpriv")):
         return
-    trial = subprocess.run([*_NEW, "sh", "-c", _BOOT, "sh", "true"], capture_output=True, check=False)
-    if trial.returncode == 0:
-        os.environ[_INSIDE] = "1"
-        command = [*_NEW, "sh", "-c", _BOOT, "sh", sys.executable, "-m", module, *words]
-        sys.stdout.flush()
-        os.execvp(command[0], command)
+    if subprocess.run([*_NEW, "sh", "-c", _BOOT, "sh", "true"], capture_output=True, check=False).returncode:
+        return
+    # It dies with this process, however that ends; of itself `unshare` would not be told to end by a signal.
+    command = ["setpriv", "--pdeathsig", "KILL", *_NEW, "sh", "-c", _BOOT, "sh", sys.executable, "-m", module, *words]
+    end_when_told()
+    process = subprocess.Popen(command, env={**os.environ, _INSIDE: "1"})
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:  # which a terminal has sent there too
+        status = 128 + signal.SIGINT
+    finally:
+        process.kill()
+    sys.exit(status)
 
 
 def shared_memory_left() -> list[str]:

@@ -28,10 +28,10 @@ def print_tables(records: Sequence[Record], title: str) -> list[str]:
     ]
 
 
-def write_page(path: Path, tables: Sequence[str], told: Sequence[str]) -> None:
-    """The page of a campaign, beside those of benchmarks."""
+def write_page(path: Path, heading: str, command: str, tables: Sequence[str], told: Sequence[str]) -> None:
+    """The page of a campaign or soak, beside those of benchmarks."""
     machine = "\n".join(f"- {name}: {value}" for name, value in describe_machine().items())
-    head = f"# Faults put into real jobs\n\nProduced by `make chaos`.\n\n{machine}\n"
+    head = f"# {heading}\n\nProduced by `{command}`.\n\n{machine}\n"
     with replacing(path) as beside:
         beside.write_text("\n".join([head, *tables, *(f"{line}\n" for line in told)]), encoding="utf-8")
 
