@@ -5,6 +5,7 @@ library's `save_file`, which copies every tensor into a `bytes` first and holds 
 save in the background would stop the training that it runs beside.
 """
 
+import ctypes
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,5 +81,9 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
 def _bytes(tensor: torch.Tensor) -> memoryview:
     # A dimensionless tensor has no view of another width.
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    content: memoryview = flat.numpy().data
-    return content
+    # Not by NumPy: memory that it has seen is never resized again, as that of parameters that are cut over ranks is.
+    if not flat.numel():
+        return memoryview(b"")
+    content = (ctypes.c_ubyte * flat.numel()).from_address(flat.data_ptr())
+    content.tensor = flat  # type: ignore[attr-defined]  # lives as long as the view does
+    return memoryview(content).cast("B")
