@@ -9,12 +9,14 @@ failed stays in the folder. Status 1 if any failed.
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 from benchmarks.job import print_record
 from benchmarks.machine import describe_machine
+from hvdkit.errors import CheckpointError
 from hvdkit.launch.job import end_when_told
 from tests.cluster.hosts import why_not as why_no_hosts
 from tests.faults import disk, place
@@ -23,7 +25,7 @@ from tests.faults.modes import HANG_LIMIT_S
 from tests.faults.plan import Case, as_json, draw
 from tests.faults.references import References
 from tests.faults.table import Record, print_tables, write_page
-from tests.faults.verdict import DEATH_LIMIT_S, judge
+from tests.faults.verdict import DEATH_LIMIT_S, Verdict, judge
 from tests.jobs import ROOT
 
 
@@ -94,8 +96,10 @@ def _finished(out: Path) -> list[Record]:
 def _run(case: Case, out: Path, references: References, slack: float) -> Record:
     folder, begun = out / f"case-{case.number:03d}", time.monotonic()
     shutil.rmtree(folder, ignore_errors=True)
-    seen = Trial(case, folder, references).run()
-    verdict = judge(case, seen, slack=slack)
+    try:
+        verdict = judge(case, Trial(case, folder, references).run(), slack=slack)
+    except (RuntimeError, OSError, CheckpointError, subprocess.CalledProcessError) as problem:
+        verdict = Verdict("FAILED", [f"{type(problem).__name__}: {problem}"])
     if verdict.outcome != "FAILED":
         shutil.rmtree(folder)
     return {
