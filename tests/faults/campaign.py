@@ -8,6 +8,7 @@ failed stays in the folder. Status 1 if any failed.
 
 import argparse
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     cases = _plan(out, options)
     _say_limits()
-    records = _finished(out)
+    numbers = {case.number for case in cases}
+    records = [record for record in _finished(out) if record["number"] in numbers]
     references = References(out / "references")
     references.folder.mkdir(exist_ok=True)
     begun = time.monotonic()
@@ -61,7 +63,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=100, help="how many (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="of the plan (default: 0)")
     parser.add_argument("--out", type=Path, default=None, help="folder (default: runs/chaos-FAULTS-SEED)")
-    parser.add_argument("--only", metavar="WORDS", help="only cases whose title has these words, such as SIGSTOP")
+    parser.add_argument("--only", metavar="PATTERN", help="only cases whose title has this, such as 'SIGSTOP|gloo'")
     parser.add_argument("--slack", type=float, default=1.0, help="times may be so many times the bars (default: 1)")
     parser.add_argument("--page", type=Path, help="also write the tables there, as Markdown")
     options = parser.parse_args()
@@ -77,7 +79,7 @@ def _plan(out: Path, options: argparse.Namespace) -> list[Case]:
     if path.exists() and path.read_text() != text:
         sys.exit(f"{out} holds another campaign: name another folder with --out, or delete it")
     path.write_text(text)
-    return [case for case in cases if options.only is None or options.only in case.title()]
+    return [case for case in cases if options.only is None or re.search(options.only, case.title())]
 
 
 def _say_limits() -> None:

@@ -21,7 +21,7 @@ _CAUSES = {
     "SIGKILL": r"signal 9|status code -9|Killed",
     "SIGSEGV": r"signal 11|status code -11|Segmentation fault",
     "os._exit": r"[Ee]xit code:? *3|status code 3",
-    "sys.exit": r"status 3|[Ee]xit code:? *3|status code 3",
+    "sys.exit": r"status 3|cannot be written: 3|[Ee]xit code:? *3|status code 3",
     "exception": r"planned",
     "memory": r"MemoryError|planned|[Cc]annot allocate|can't allocate",
     "disk full": r"No space left on device",
