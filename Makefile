@@ -5,7 +5,8 @@
 #   TORCH   the torch requirement, as pip reads it
 #   MPI     wheel (PyPI's Open MPI, no root needed), system, or the folder of an MPI such as MPICH
 #   GPU     auto (NCCL where an NVIDIA driver is), nccl or none
-#   NP      workers of `make train`;  ARGS  further options for hvdkit.train, or for a benchmark
+#   NP      workers of `make train`;  ARGS  further options for hvdkit.train, a benchmark, or pytest in `make fuzz`
+#   INPUTS  inputs for each target of `make fuzz`
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -15,6 +16,7 @@ NP ?= 8
 ARGS ?=
 VENV ?= .venv
 TEST_LIMIT_S ?= 3000
+INPUTS ?= 20000
 
 BIN := $(VENV)/bin
 # An MPI in a folder of its own stands behind .venv's programs and before the system's.
@@ -36,13 +38,14 @@ GPU_CHOICE := $(GPU)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE help setup train test test-% test-gloo lint chaos soak article bench-% clean
+.PHONY: FORCE help setup train test test-% test-gloo fuzz lint chaos soak article bench-% clean
 
 help:
 	@echo "make setup            install everything into $(VENV) and build Horovod"
 	@echo "make train            train a language model with $(NP) workers (NP=, ARGS=)"
 	@echo "make test             all tests: one rank, 2 and 3 under mpirun, 2 under Gloo"
 	@echo "make test-N           the tests under N ranks"
+	@echo "make fuzz             $(INPUTS) hostile inputs for everything that reads files (INPUTS=; ARGS= for pytest)"
 	@echo "make lint             ruff and mypy"
 	@echo "make bench-allreduce  hvdkit beside Horovod, Open MPI and Gloo; likewise bench-broadcast, bench-allgather,"
 	@echo "                      bench-reducescatter"
@@ -103,6 +106,10 @@ test-gloo: setup
 test-%: setup
 	@echo "== $* ranks under mpirun"
 	timeout $(TEST_LIMIT_S) mpirun -np $* $(PYTEST)
+
+fuzz: setup
+	@# A line per target: inputs, what came of them, seconds, memory. Minutes for each.
+	$(strip HVDKIT_FUZZ_INPUTS=$(INPUTS) $(PYTEST) -s tests/fuzz $(ARGS))
 
 lint: setup
 	ruff check .

@@ -13,7 +13,15 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.12"],
     # What Horovod's build needs beside torch, a C++ compiler and an MPI.
     "build": ["setuptools<81", "wheel", "packaging", "cffi>=1.4", "cmake>=3.18"],
-    "dev": ["pytest>=8", "pytest-timeout>=2.2", "ruff>=0.9", "mypy>=1.11", "types-PyYAML", "accelerate>=1.0"],
+    "dev": [
+        "pytest>=8",
+        "pytest-timeout>=2.2",
+        "hypothesis>=6.100",
+        "ruff>=0.9",
+        "mypy>=1.11",
+        "types-PyYAML",
+        "accelerate>=1.0",
+    ],
 }
 
 setup(

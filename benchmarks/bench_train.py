@@ -35,17 +35,34 @@ class StockAggregation:
         self.optimizer = horovod.DistributedOptimizer(optimizer, named_parameters=model.named_parameters())
 
     runs_together = False
+    gradients_agree = True
     shares = None
 
     def reached(self, step: int) -> None:
         """See `Aggregation`."""
 
-    def clip(self, max_norm: float) -> None:
+    def remember(self) -> None:
         """See `Aggregation`."""
-        import torch
 
+    def gradients(self) -> list[tuple[str, Any]]:
+        """See `Aggregation`."""
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        return [(str(number), p.grad) for number, p in enumerate(parameters) if p.grad is not None]
+
+    def grad_norm(self) -> Any:
+        """See `Aggregation`."""
+        from hvdkit.train.aggregation import norm_of
+
+        return norm_of([gradient for _, gradient in self.gradients()])
+
+    def scale(self, factor: float) -> None:
+        """See `Aggregation`."""
+        for _, gradient in self.gradients():
+            gradient.mul_(factor)
+
+    def skip(self) -> None:
+        """See `Aggregation`."""
+        self.optimizer.zero_grad()
 
     def backward(self, mean_loss: Any, n_targets: int, *, is_last: bool) -> None:
         """See `Aggregation`."""

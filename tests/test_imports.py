@@ -28,6 +28,7 @@ LAYERS = [
     ["collectives"],
     ["runtime"],
     ["horovod_build"],
+    ["untrusted"],
     ["errors", "contract"],
 ]
 LEVEL = {part: number for number, parts in enumerate(LAYERS) for part in parts}

@@ -189,7 +189,7 @@ def test_slurm_script() -> None:
     directives = {number: line for number, line in enumerate(lines) if line.startswith("#SBATCH")}
     first_command = next(number for number, line in enumerate(lines) if line and not line.startswith("#"))
     assert max(directives) < first_command, "sbatch reads no directive after the first command"
-    options = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", "\n".join(directives.values()), re.MULTILINE))
+    options = dict(re.findall(r"^#SBATCH --([a-z-]+)(?:=(\S+))?$", "\n".join(directives.values()), re.MULTILINE))
     assert len(options) == len(directives)
     assert options["nodes"] == "2" and options["ntasks-per-node"] == "4", "the first line of the file says otherwise"
 

@@ -5,13 +5,14 @@ import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from hvdkit.errors import CheckpointError
 from hvdkit.files.hashes import hash_file
+from hvdkit.untrusted import inside, parse_json, shown
 
 MANIFEST = "manifest.json"
 _FORMAT = 2
@@ -47,16 +48,16 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of the checkpoint in `folder`; raises CheckpointError where it cannot be trusted."""
     try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
-        content = json.loads(text)
+        _check_inside(folder, MANIFEST)
+        content = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
         if not isinstance(content, dict) or "format" not in content:
             raise ValueError("it is no manifest")
         if content["format"] != _FORMAT:
             raise CheckpointError(
-                f"checkpoint {folder} has format {content['format']}; this hvdkit reads format {_FORMAT}"
+                f"checkpoint {folder} has format {shown(content['format'])}; this hvdkit reads format {_FORMAT}"
             )
         return _checked(folder, content)
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as problem:
+    except (OSError, KeyError, TypeError, ValueError) as problem:
         raise CheckpointError(f"checkpoint {folder} cannot be read: {problem}") from problem
 
 
@@ -88,9 +89,9 @@ def versions() -> dict[str, str]:
 def _checked(folder: Path, content: Mapping[str, Any]) -> Manifest:
     step, world_size, loss = content["step"], content["world_size"], content["validation_loss"]
     if not (_is_count(step) and _is_count(world_size) and world_size > 0):
-        raise ValueError(f"step={step!r} and world_size={world_size!r} are no counts")
+        raise ValueError(f"step={shown(step)} and world_size={shown(world_size)} are no counts")
     if not (loss is None or isinstance(loss, int | float)):
-        raise ValueError(f"validation_loss={loss!r} is no number")
+        raise ValueError(f"validation_loss={shown(loss)} is no number")
     if not all(isinstance(content[name], dict) for name in ("files", "config", "versions")):
         raise ValueError("its files, config and versions must be tables")
     if world_size > len(content["files"]):
@@ -99,17 +100,19 @@ def _checked(folder: Path, content: Mapping[str, Any]) -> Manifest:
     for name, entry in content["files"].items():
         n_bytes, digest = entry["n_bytes"], entry["xxh3_128"]
         if not (_is_count(n_bytes) and isinstance(digest, str) and len(digest) == _HASH_DIGITS):
-            raise ValueError(f"{name}: {entry!r} is no length and hash")
+            raise ValueError(f"{name}: {shown(entry)} is no length and hash")
         _check_inside(folder, name)
         files[name] = Written(n_bytes, digest)
     return Manifest(step, world_size, files, loss, content["config"], content["versions"])
 
 
 def _check_inside(folder: Path, name: str) -> None:
-    pure = PurePosixPath(name)
-    is_plain = bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and "\0" not in name
-    if not is_plain or not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"checkpoint {folder}: {name!r} points outside its folder")
+    try:
+        path = inside(folder, name)
+    except ValueError as problem:
+        raise CheckpointError(f"checkpoint {folder}: {problem}") from None
+    if path.exists() and not path.is_file():  # reading a pipe would never end
+        raise CheckpointError(f"checkpoint {folder}: {shown(name)} is not a regular file")
 
 
 def _is_count(value: Any) -> bool:

@@ -24,6 +24,7 @@ from hvdkit.errors import CheckpointError
 from hvdkit.files.durable import flush_folder
 from hvdkit.files.hashes import hash_file
 from hvdkit.files.tensors import write_tensors
+from hvdkit.untrusted import parse_json
 
 State = dict[str, Any]
 WriteModel = Callable[[Path], None]
@@ -129,9 +130,9 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
 
 def _unpacked(path: Path, tensors: Mapping[str, torch.Tensor]) -> State:
     try:
-        state = unpack(json.loads(path.read_text(encoding="utf-8")), dict(tensors))
+        state = unpack(parse_json(path.read_text(encoding="utf-8")), dict(tensors))
         if not isinstance(state, dict):
             raise ValueError("it holds no table")
         return state
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as problem:
-        raise CheckpointError(f"{path} cannot be read: {problem!r}") from problem
+    except (OSError, ValueError, CheckpointError) as problem:
+        raise CheckpointError(f"{path} cannot be read: {problem}") from problem

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from hvdkit.errors import CheckpointError
+from hvdkit.untrusted import shown
 
 _TENSOR, _TUPLE, _ITEMS = "__tensor__", "__tuple__", "__items__"
 
@@ -43,13 +44,20 @@ def pack(item: Any, tensors: dict[str, torch.Tensor], name: str = "", *, copies:
 
 
 def unpack(item: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """The inverse of `pack`."""
+    """The inverse of `pack`, for what `parse_json` gave. Raises CheckpointError for what `pack` does not make."""
     if isinstance(item, list):
         return [unpack(value, tensors) for value in item]
     if not isinstance(item, dict):
         return item
-    if _TENSOR in item:
-        return tensors[item[_TENSOR]]
-    if _TUPLE in item:
-        return tuple(unpack(value, tensors) for value in item[_TUPLE])
-    return {key: unpack(value, tensors) for key, value in item[_ITEMS]}
+    kind, content = next(iter(item.items())) if len(item) == 1 else (None, None)
+    if kind == _TENSOR and isinstance(content, str) and content in tensors:
+        return tensors[content]
+    if kind == _TUPLE and isinstance(content, list):
+        return tuple(unpack(value, tensors) for value in content)
+    if kind == _ITEMS and isinstance(content, list) and all(_is_entry(entry) for entry in content):
+        return {key: unpack(value, tensors) for key, value in content}
+    raise CheckpointError(f"a saved state cannot hold {shown(item)}")
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str | int)

@@ -33,6 +33,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
+_IN_WORDS = {"ready": "gradients of an optimizer"}
+"""Names for the reader of the stall check, of collectives that have none."""
+
 _SERVED = ("all_reduce", "all_reduce_many", "all_gather", "gather_objects", "ready")
 """What ranks that have called `join()` take part in."""
 
@@ -476,7 +479,9 @@ class DirectCollectives:
     def _begin(self, call: Call) -> None:
         count = sum(call.shape) if call.kind == "all_reduce_many" else call.count
         nbytes = count * call.dtype.itemsize
-        self.watch.begin(call.name or call.kind, call.kind, call.algorithm, nbytes, self.group.world_ranks)
+        self.watch.begin(
+            call.name or _IN_WORDS.get(call.kind, call.kind), call.kind, call.algorithm, nbytes, self.group.world_ranks
+        )
         self._is_watched = True
 
     def _end(self) -> None:

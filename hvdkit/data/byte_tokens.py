@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hvdkit.untrusted import parse_json
+
 SPECIAL_TOKENS = ("<|endoftext|>", "<|mask|>", "<|pad|>")
 
 
@@ -48,7 +50,7 @@ class ByteTokenizer:
     @staticmethod
     def wrote(text: str) -> bool:
         """Whether `text`, the contents of a tokenizer.json, describes this tokenizer."""
-        return bool(json.loads(text) == json.loads(_description()))
+        return bool(parse_json(text) == json.loads(_description()))
 
 
 @functools.cache

@@ -20,8 +20,11 @@ from hvdkit.data.held_out import Part, Survey
 from hvdkit.data.progress import Progress
 from hvdkit.data.tokenizer import Tokenizer
 from hvdkit.files.durable import complete_folder, remove_folder
+from hvdkit.untrusted import parse_json
 
 INFO_FILE = "corpus.json"
+_DTYPES = ("<u2", "<u4")
+_COUNTS = ("documents", "train_tokens", "train_bytes", "validation_tokens", "validation_bytes")
 _TEXTS_AT_ONCE = 256
 
 
@@ -61,7 +64,7 @@ def write_tokens(
     folder: Path, parts: Iterable[Part], found: Survey, tokenizer: Tokenizer, progress: Progress
 ) -> TokenInfo:
     """Tokenise `parts`, the split of `found`, into the files of `folder` (an empty one); returns their sizes."""
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    dtype = np.dtype(_DTYPES[tokenizer.vocab_size > 1 << 16])
     with (folder / "train.bin").open("wb") as train, (folder / "validation.bin").open("wb") as validation:
         writers = (_Writer(train, dtype, tokenizer.eot_id), _Writer(validation, dtype, tokenizer.eot_id))
         for block in _blocks(parts):
@@ -83,7 +86,9 @@ def write_tokens(
 def read_info(folder: Path) -> TokenInfo | None:
     """What `folder` holds; None where there is no usable cache (absent, or of another version of hvdkit)."""
     try:
-        info = TokenInfo(**json.loads((folder / INFO_FILE).read_text(encoding="utf-8")))
+        info = TokenInfo(**parse_json((folder / INFO_FILE).read_text(encoding="utf-8")))
+        if info.dtype not in _DTYPES or not all(type(getattr(info, name)) is int for name in _COUNTS):
+            return None
         width = np.dtype(info.dtype).itemsize
         for name, count in (("train", info.train_tokens), ("validation", info.validation_tokens)):
             if (folder / f"{name}.bin").stat().st_size != count * width:

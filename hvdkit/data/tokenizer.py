@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hvdkit.errors import DataError
+from hvdkit.untrusted import parse_json
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -83,7 +84,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         if ByteTokenizer.wrote(text):
             return ByteTokenizer()
         options = folder / CONFIG_FILE
-        special = json.loads(options.read_text(encoding="utf-8")) if options.is_file() else {}
+        special = parse_json(options.read_text(encoding="utf-8")) if options.is_file() else {}
+        if not isinstance(special, dict):
+            raise ValueError(f"{CONFIG_FILE} must be a mapping")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a tokenizer ({error})") from error
     return BpeTokenizer(text, special, str(path))

@@ -8,6 +8,7 @@ save in the background would stop the training that it runs beside.
 import ctypes
 import json
 from collections.abc import Mapping
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +71,20 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
     beginning = header({name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in names})
     digest = xxhash.xxh3_128()
     with path.open("xb", buffering=0) as file:
-        for left in (memoryview(beginning), *(_bytes(tensors[name]) for name in names)):
-            while left:
-                written = file.write(left[:_PIECE_BYTES])
-                digest.update(left[:written])
-                left = left[written:]
+        _write(file, memoryview(beginning), digest)
+        for name in names:
+            tensor = tensors[name].detach().cpu().contiguous()  # alive until its bytes are written
+            _write(file, _bytes(tensor), digest)
     return digest.hexdigest()
 
 
+def _write(file: RawIOBase, left: memoryview, digest: Any) -> None:
+    while left:
+        written = file.write(left[:_PIECE_BYTES]) or 0
+        digest.update(left[:written])
+        left = left[written:]
+
+
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    # A dimensionless tensor has no view of another width.
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    # Not by NumPy: memory that it has seen is never resized again, as that of parameters that are cut over ranks is.
-    if not flat.numel():
-        return memoryview(b"")
-    content = (ctypes.c_ubyte * flat.numel()).from_address(flat.data_ptr())
-    content.tensor = flat  # type: ignore[attr-defined]  # lives as long as the view does
-    return memoryview(content).cast("B")
+    # Not by way of `numpy()`, after which torch refuses to resize the storage, as sharding does.
+    return memoryview((ctypes.c_ubyte * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")

@@ -63,8 +63,11 @@ def new_run_name() -> str:
 def supervise_job(wanted: Wanted, site: Site, how: Supervision, show: Callable[[tuple[str, ...]], str]) -> int:
     """Run the job to its end, with restarts; returns the status of the last attempt. `show` makes a line of a command.
 
-    Raises LaunchError where a job of this name runs here already, and where a launcher is gone.
+    Raises LaunchError where a job of this name runs here already, or seems to, and where a launcher is gone.
     """
+    if os.environ.get(RUN_NAME) == how.run_name:
+        raise LaunchError(f"{RUN_NAME} is {how.run_name} here already: what else has it would be taken for the job's; "
+                          "unset it, or take another name")  # fmt: skip
     if processes_of(how.run_name):
         raise LaunchError(f"a job named {how.run_name} is running on this machine; end it, or take another name")
     site = replace(site, exported=tuple(sorted({*site.exported, RUN_NAME, ATTEMPT})))
@@ -98,15 +101,11 @@ class _Job:
             ran_s = time.monotonic() - began_s
             said = self.account.ended(status, ran_s)
             answers = self._clean()
-            if status == 0:
-                return self.account.finish(0)
-            if self.signals.told:
-                self.account.say(f"{said}, as it was told to")
-                return self.account.finish(status)
+            if status == 0 or self.signals.told:
+                return self._finish(status, f"{said}, as it was told to" if status else "", answers)
             decision = restarts.after(status, ran_s, time.monotonic())
             if not decision.restart:
-                self.account.say(f"{said}: no restart, since {decision.reason}")
-                return self.account.finish(status)
+                return self._finish(status, f"{said}: no restart, since {decision.reason}", answers)
             self.account.say(f"{said}: restart {decision.number} of {self.how.policy.max_restarts} in "
                              f"{seconds(decision.pause_s)}")  # fmt: skip
             self.account.note("restart", attempt=attempt + 1, pause_s=decision.pause_s)
@@ -115,13 +114,10 @@ class _Job:
                 answers = self.where.clean()
             survivors = self.survivors.choose(answers)
             if self.signals.told:
-                self.account.say("told to end between two attempts")
-                return self.account.finish(128 + self.signals.told)
+                return self._finish(128 + self.signals.told, "told to end between two attempts", answers)
             if survivors is None:
-                self.account.say(
-                    f"no restart, since the hosts that answer have no room for {self.survivors.fewest} ranks (--min-np)"
-                )
-                return self.account.finish(status)
+                room = f"no room for {self.survivors.fewest} ranks on the hosts that answer (--min-np)"
+                return self._finish(status, f"no restart, since there is {room}", answers)
             wanted, attempt = survivors, attempt + 1
 
     def _attempt(self, wanted: Wanted, attempt: int) -> int:
@@ -152,6 +148,15 @@ class _Job:
             return ranks > 0
 
         return tell
+
+    def _finish(self, status: int, said: str, answers: Sequence[Answer]) -> int:
+        """The last words; returns `status`."""
+        if said:
+            self.account.say(said)
+        unasked = [answer.host.name for answer in answers if answer.error]
+        if unasked:
+            self.account.say(f"nobody could look what is left of the job on {', '.join(unasked)}")
+        return self.account.finish(status)
 
     def _clean(self) -> list[Answer]:
         answers = self.where.clean()

@@ -11,7 +11,7 @@ from hvdkit.launch.hosts import Host, ask_host, is_local
 from hvdkit.launch.site import python_there
 
 _TELL_LIMIT_S = 20.0
-_CLEAN_LIMIT_S = 45.0
+_CLEAN_LIMIT_S = 30.0
 
 
 @dataclass(frozen=True)

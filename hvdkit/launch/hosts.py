@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvdkit.errors import LaunchError
+from hvdkit.untrusted import shown
 
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 """Never asks for a password or a host key: a launcher could not answer either."""
 
 # A leading dash would be an option to ssh.
-_ENTRY = re.compile(r"([A-Za-z0-9_][\w.-]*)(?::([1-9]\d*))?")
+_ENTRY = re.compile(r"([A-Za-z0-9_][\w.-]*)(?::([1-9]\d{0,8}))?", re.ASCII)
+_MOST_IN_NAME, _MOST_IN_LABEL = 253, 63
+"""Characters, by RFC 1035."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Host:
 
 def parse_hosts(text: str) -> tuple[Host, ...]:
     """`node1:4,node2:4`, or `node1,node2` with 1 slot each; a host named twice has the sum. Raises LaunchError."""
-    return _merge([_host(entry.strip(), f"-H {text}") for entry in text.split(",")])
+    return _merge([_host(entry.strip(), f"-H {text[:200]}") for entry in text.split(",")])
 
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:
@@ -114,9 +117,13 @@ def unreachable(said: Mapping[str, str]) -> str:
 
 def _host(entry: str, where: str) -> Host:
     found = _ENTRY.fullmatch(entry)
-    if found is None:
-        raise LaunchError(f"{where}: {entry!r} is not of the form host or host:slots, such as node1:4")
+    if found is None or len(found[1]) > _MOST_IN_NAME or not all(map(_is_label, found[1].split("."))):
+        raise LaunchError(f"{where}: {shown(entry)} is not of the form host or host:slots, such as node1:4")
     return Host(found[1], int(found[2] or 1))
+
+
+def _is_label(text: str) -> bool:
+    return 0 < len(text) <= _MOST_IN_LABEL
 
 
 def _merge(hosts: Sequence[Host]) -> tuple[Host, ...]:

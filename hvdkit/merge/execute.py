@@ -21,13 +21,14 @@ from hvdkit.errors import MergeError
 from hvdkit.merge.apart import merge_apart
 from hvdkit.merge.blocks import Grid
 from hvdkit.merge.c_library import trim_heap
-from hvdkit.merge.files import Submodel, combined
+from hvdkit.merge.files import Submodel, combined, file_in
 from hvdkit.merge.output import OutputFiles, output_folder
 from hvdkit.merge.plan import Plan, Task, make_plan
 from hvdkit.merge.recipe import Recipe
 from hvdkit.merge.sight import Sight, look
 from hvdkit.merge.tensor import Read, Scratch, TensorMerge, computed_in
 from hvdkit.runtime import World, gather_objects, share_object, together
+from hvdkit.untrusted import parse_json
 
 RECORD_FILE = "merge.json"
 _CARRIED = ("config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json",
@@ -151,11 +152,14 @@ def _carry_over(beside: Path, plan: Plan, sight: Sight) -> None:
     if folder is None:
         return
     for path in sorted({path for pattern in _CARRIED for path in folder.glob(pattern) if path.is_file()}):
-        shutil.copyfile(path, beside / path.name)
+        shutil.copyfile(file_in(folder, path.name), beside / path.name)
     config = beside / "config.json"
     if plan.recipe.dtype and config.is_file():
-        content: dict[str, Any] = json.loads(config.read_text(encoding="utf-8"))
+        try:
+            content: dict[str, Any] = parse_json(config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise MergeError(f"{folder / 'config.json'}: cannot be read ({error})") from None
         for key in ("dtype", "torch_dtype"):
-            if key in content:
+            if isinstance(content, dict) and key in content:
                 content[key] = plan.recipe.dtype
         config.write_text(json.dumps(content, indent=1), encoding="utf-8")

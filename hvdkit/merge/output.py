@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 import torch
 
@@ -164,7 +164,7 @@ def _locked(out: Path) -> Iterator[None]:
     """Nobody else writes `out` meanwhile, on a file system that has locks; the kernel lets go for who is killed."""
     path = out.with_name(f".{out.name}.lock")
     while True:
-        with path.open("w") as file:
+        with _lock_file(path) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -179,6 +179,14 @@ def _locked(out: Path) -> Iterator[None]:
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
+
+
+def _lock_file(path: Path) -> IO[bytes]:
+    """Its name can be guessed: whoever may write to the folder must not be able to make us empty another file."""
+    try:
+        return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+b", 0)
+    except OSError as error:
+        raise MergeError(f"{path}: cannot be opened ({error.strerror}); remove what is there") from None
 
 
 def _header(names: Sequence[str], infos: Mapping[str, Info]) -> bytes:

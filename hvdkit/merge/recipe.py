@@ -18,6 +18,7 @@ dtype: bfloat16                  # default: the first model's dtypes
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -26,6 +27,7 @@ from typing import Any
 
 from hvdkit.errors import ConfigError
 from hvdkit.merge.rules import RULES
+from hvdkit.untrusted import parse_yaml, shown
 
 Numbers = tuple[float, ...]
 """One number, or several that are a gradient over the layers."""
@@ -92,11 +94,9 @@ class Recipe:
 
 def read_recipe(path: Path) -> Recipe:
     """The recipe in the YAML file `path`. Raises ConfigError with all its faults at once."""
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     return parse_recipe(content, str(path))
 
@@ -195,18 +195,25 @@ class _Reader:
 
     def _text(self, value: Any, where: str) -> str:
         if not isinstance(value, str) or not value:
-            self.faults.append(f"{where}: must be a text, not {value!r}")
+            self.faults.append(f"{where}: must be a text, not {shown(value)}")
         return str(value)
 
     def _number(self, value: Any, where: str) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self.faults.append(f"{where}: must be a number, not {value!r}")
+            self.faults.append(f"{where}: must be a number, not {shown(value)}")
             return 1.0
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            self.faults.append(f"{where}: must be a finite number, not {shown(value)}")
+            return 1.0
+        return number
 
     def _whole(self, value: Any, where: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            self.faults.append(f"{where}: must be a whole number, not {value!r}")
+            self.faults.append(f"{where}: must be a whole number, not {shown(value)}")
             return 0
         return value
 
@@ -227,16 +234,16 @@ class _Reader:
         return self._one_of(*RULES, *AVERAGES)(value, where)
 
     def _layers(self, value: Any, where: str) -> tuple[int, int]:
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(value))
+        found = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", str(value))
         if not found or int(found[2] or found[1]) < int(found[1]):
-            self.faults.append(f"{where}: must be a layer or a range like 0-3, not {value!r}")
+            self.faults.append(f"{where}: must be a layer or a range like 0-3, not {shown(value)}")
             return 0, 0
         return int(found[1]), int(found[2] or found[1])
 
     def _n_bytes(self, value: Any, where: str) -> int:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?B?)", str(value))
+        found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?) ?([KMG]?B?)", str(value))
         if not found or found[2] not in _UNITS or float(found[1]) <= 0:
-            self.faults.append(f"{where}: must be bytes like 5GB, not {value!r}")
+            self.faults.append(f"{where}: must be bytes like 5GB, not {shown(value)}")
             return 1
         return int(float(found[1]) * _UNITS[found[2]])
 
@@ -245,7 +252,7 @@ class _Reader:
             if value not in choices:
                 close = difflib.get_close_matches(str(value), choices, n=1)
                 hint = f" (did you mean {close[0]}?)" if close else ""
-                self.faults.append(f"{where}: {value!r} is not one of {', '.join(choices)}{hint}")
+                self.faults.append(f"{where}: {shown(value)} is not one of {', '.join(choices)}{hint}")
                 return choices[0]
             return str(value)
 

@@ -1,7 +1,6 @@
 """Weights of submodels that nobody wrote down: from what runs recorded, over checkpoints, over the layers."""
 
 import contextlib
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hvdkit.errors import MergeError
+from hvdkit.untrusted import parse_json
 
 METRICS_FILE = "metrics.jsonl"
 _CHECKPOINT = re.compile(r"step-(\d+)")
@@ -53,9 +53,9 @@ def _last(path: Path, name: str) -> float:
 
 def _recorded(metrics: Path, name: str) -> Iterator[tuple[int, float]]:
     """Steps and values; a line that was being written when the run was killed is passed over."""
-    for line in metrics.read_text(encoding="utf-8").splitlines():
+    for line in metrics.read_bytes().splitlines():
         with contextlib.suppress(ValueError):
-            entry = json.loads(line)
-            value = entry.get(name)
-            if isinstance(value, int | float) and math.isfinite(value):
-                yield entry["step"], float(value)
+            entry = parse_json(line)
+            step, value = (entry.get("step"), entry.get(name)) if isinstance(entry, dict) else (None, None)
+            if isinstance(step, int) and isinstance(value, int | float) and abs(value) < math.inf:
+                yield step, float(value)

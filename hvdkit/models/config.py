@@ -4,7 +4,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from hvdkit.errors import ConfigError
+from hvdkit.untrusted import shown
 
+_LARGEST = 2**28
+"""Of any size: a matrix of this squared still has fewer bytes than 64 bits can count."""
 _CHOICES = {
     "architecture": ("gpt", "bert"),
     "positions": ("learned", "rope"),
@@ -39,6 +42,8 @@ class ModelConfig:
     """Keep only each layer's input and compute the rest anew in backward: less memory, a third more time."""
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            self._check(entry.name, entry.type)
         if self.feed_forward == 0:
             object.__setattr__(self, "feed_forward", 4 * self.width)
         for name, choices in _CHOICES.items():
@@ -53,6 +58,16 @@ class ModelConfig:
             raise ConfigError("model: positions='rope' needs architecture gpt and an even width per head")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model: dropout={self.dropout} must lie in [0, 1)")
+
+    def _check(self, name: str, kind: Any) -> None:
+        """Saved configurations come from files, and may say anything."""
+        value = getattr(self, name)
+        if kind is float:
+            good = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
+        else:
+            good = type(value) is kind and (kind is not int or value <= _LARGEST)
+        if not good:
+            raise ConfigError(f"model: {name}={shown(value)} must be of type {kind.__name__}, and at most {_LARGEST}")
 
     @property
     def objective(self) -> str:

@@ -1,6 +1,5 @@
 """Model folders: weights in safetensors and a config.json, hvdkit's own or Hugging Face's."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,10 @@ from hvdkit.models.state import (
     load_tensors,
     read_tensors,
 )
+from hvdkit.untrusted import parse_json
+
+_ROTARY, _ROTARY_FREE = 16, 2**20
+"""How many values of rotary positions a parameter allows for, and how many are allowed without."""
 
 
 def write_model(folder: Path, model: LanguageModel, state: State | None = None) -> None:
@@ -43,11 +46,11 @@ def load_model(folder: Path) -> LanguageModel:
         return load_hugging_face(folder)
     try:
         if "function" in description:
-            model = from_function(description["function"], description["objective"], description["vocab_size"],
+            model = from_function(str(description["function"]), description["objective"], description["vocab_size"],
                                   description["context"])  # fmt: skip
         else:
             name = str(description.pop("name", description.get("architecture", "model")))
-            model = from_config(ModelConfig.from_dict(description), name)
+            model = _built_in(ModelConfig.from_dict(description), name, folder)
     except (ConfigError, KeyError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
     tensors = read_tensors(folder / WEIGHTS_FILE)
@@ -73,11 +76,32 @@ def load_weights(model: LanguageModel, folder: Path) -> None:
         load_tensors(model, read_tensors(folder / WEIGHTS_FILE), str(folder))
 
 
+def _built_in(config: ModelConfig, name: str, folder: Path) -> LanguageModel:
+    """The model, unless it is far larger than its weights: a few bytes of configuration may name any size."""
+    tensors = read_tensors(folder / WEIGHTS_FILE)  # mapped, not yet in memory
+    saved = sum(tensor.numel() for tensor in tensors.values())
+    positions = config.context * config.width
+    parts = {
+        "layers": config.layers * config.width * max(config.width, config.feed_forward),
+        "vocab_size": config.vocab_size * config.width,
+        "segments": config.segments * config.width if config.architecture == "bert" else 0,
+        # Rotary positions are not saved but made.
+        "context": positions if config.positions == "learned" else positions // _ROTARY - _ROTARY_FREE,
+    }
+    wrong = [name for name, count in parts.items() if count > saved]
+    if wrong or config.layers > len(tensors):
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} does not fit {WEIGHTS_FILE}, which holds {saved:,} parameters in {len(tensors):,} "
+            f"tensors: {', '.join(wrong or ['layers'])} would take more"
+        )
+    return from_config(config, name)
+
+
 def _description(folder: Path) -> dict[str, Any] | None:
     """How hvdkit builds the model; None for a Hugging Face folder."""
     path = folder / CONFIG_FILE
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no model: {CONFIG_FILE} cannot be read ({error})") from error
     description = config.get(CONFIG_KEY) if isinstance(config, dict) else None

@@ -17,12 +17,17 @@ import torch
 
 from hvdkit.collectives import Collectives, HorovodEngine, direct_collectives, why_no_direct
 from hvdkit.optim.adasum import adasum_step
+from hvdkit.optim.bucket_sums import Residuals
 from hvdkit.optim.compression import average_errors
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.reducer import Reducer
 from hvdkit.runtime import World, current_world
+from hvdkit.runtime.dropin.functions import broadcast_object
 
 RESIDUALS = "compression"
+_OWN = ("_settings", "_connection", "_reducer", "_skips_synchronize", "_kept_residuals")
+"""What wrapping puts on an optimizer."""
+
 """The key of an optimizer's state_dict under which bucket compression keeps its state."""
 
 
@@ -82,7 +87,7 @@ def unwrap(optimizer: torch.optim.Optimizer) -> None:
     """Undo `wrap`: the same object, of its own class again, without a reducer."""
     wrapped: Any = optimizer
     wrapped._reducer.close()
-    for name in ("_settings", "_connection", "_reducer", "_skips_synchronize"):
+    for name in _OWN:
         delattr(wrapped, name)
     wrapped.__class__ = wrapped._base_class
     _rebind_scheduled_step(optimizer)
@@ -99,6 +104,7 @@ def change_class(
     assert isinstance(optimizer, Distributed)
     optimizer._settings, optimizer._connection, optimizer._reducer = settings, connection, reducer
     optimizer._skips_synchronize = False
+    optimizer._kept_residuals = {}
 
 
 class Distributed:
@@ -109,6 +115,7 @@ class Distributed:
     _connection: Connection
     _reducer: Reducer
     _skips_synchronize: bool
+    _kept_residuals: Residuals
     param_groups: list[dict[str, Any]]
 
     def synchronize(self) -> None:
@@ -155,6 +162,27 @@ class Distributed:
     def statistics(self) -> Statistics:
         """What aggregation cost this rank so far."""
         return self._reducer.statistics
+
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """The names of the parameters, in the order of `param_groups`."""
+        return self._settings.names
+
+    def remember_residuals(self) -> None:
+        """Keep what bucket compression has not sent yet, for `put_back_residuals`; costs a copy of it."""
+        kept = self._reducer.residuals
+        self._kept_residuals = {i: {key: value.clone() for key, value in one.items()} for i, one in kept.items()}
+
+    @torch.no_grad()
+    def put_back_residuals(self) -> None:
+        """Have bucket compression forget the gradients of the steps since `remember_residuals()`."""
+        for index, state in self._reducer.residuals.items():
+            kept = self._kept_residuals.get(index, {})
+            for key, value in state.items():
+                if key in kept:
+                    value.copy_(kept[key])
+                else:
+                    value.zero_()
 
     def set_backward_passes_per_step(self, passes: int) -> None:
         """As in Horovod: aggregate in every `passes`-th backward from now on."""
@@ -205,6 +233,20 @@ class Distributed:
             state[RESIDUALS] = dict(zip(indices, averaged, strict=True))
         return state
 
+    def follow_compression(self, root_rank: int) -> None:
+        """Go on compressing as rank `root_rank` does, for a world in which some ranks are new. Collective.
+
+        What all ranks must have alike (PowerSGD's start Q) is taken from it; each rank keeps what it has not sent.
+        """
+        state = self.state_dict()
+        mine = state.get(RESIDUALS, {})
+        shared = {index: {key: kept for key, kept in of.items() if key != "error"} for index, of in mine.items()}
+        shared = broadcast_object(shared, root_rank=root_rank, name="hvdkit.optimizer.compression")
+        if mine or shared:
+            errors = {index: {"error": of["error"]} for index, of in mine.items() if "error" in of}
+            state[RESIDUALS] = {index: {**errors.get(index, {}), **of} for index, of in shared.items()}
+            self.load_state_dict(state)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As the wrapped optimizer's; an unfinished step is forgotten."""
         super().load_state_dict(state_dict)  # type: ignore[misc]
@@ -253,7 +295,7 @@ def _restore(base: type[torch.optim.Optimizer], settings: Settings, state: dict[
 
 
 def _plain_state(optimizer: Any) -> dict[str, Any]:
-    own = {"_settings", "_connection", "_reducer", "_skips_synchronize", "step"}
+    own = {*_OWN, "step"}
     hooks = {name for name in vars(optimizer) if name.endswith("_hooks")}  # torch drops them too
     return {name: value for name, value in vars(optimizer).items() if name not in own | hooks}
 

@@ -10,6 +10,7 @@ from hvdkit.runtime.failure import die, end_job_on_error, fail_job
 from hvdkit.runtime.groups import RankGroup, alone, divide_ranks
 from hvdkit.runtime.launcher import LaunchInfo, launch_info
 from hvdkit.runtime.startup import current_world, end_with, init, is_initialized, require_world, shutdown
+from hvdkit.runtime.watch.limits import limit_hangs
 from hvdkit.runtime.world import World
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "init",
     "is_initialized",
     "launch_info",
+    "limit_hangs",
     "raise_together",
     "require_world",
     "share_object",

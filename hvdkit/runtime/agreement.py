@@ -1,9 +1,12 @@
 """Small objects exchanged between all ranks: mpi4py under MPI, Horovod's engine under Gloo.
 
-For set-up, errors and reports. Each call is collective, costs one pickled object per rank, and takes no tensors.
+For set-up, errors and reports. Each call is collective, costs one pickled object per rank, and takes no tensors. The
+stall check follows each, by its number and the function that asked for it.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from hvdkit.errors import HvdkitError
@@ -17,21 +20,23 @@ def gather_objects(world: World, item: T) -> list[T]:
     """Every rank's `item`, in rank order, on every rank. Collective."""
     if world.size == 1:
         return [item]
-    if world.comm is not None:
-        return world.comm.allgather(item)
-    gathered: list[T] = horovod().allgather_object(item, name="hvdkit.gather_objects")
-    return gathered
+    with _watched(world):
+        if world.comm is not None:
+            return world.comm.allgather(item)
+        gathered: list[T] = horovod().allgather_object(item, name="hvdkit.gather_objects")
+        return gathered
 
 
 def share_object(world: World, item: T, root: int = 0) -> T:
     """Rank `root`'s `item` on every rank (the others' argument is ignored). Collective."""
     if world.size == 1:
         return item
-    if world.comm is not None:
-        received: T = world.comm.bcast(item, root=root)
-        return received
-    shared: T = horovod().broadcast_object(item, root_rank=root, name="hvdkit.share_object")
-    return shared
+    with _watched(world):
+        if world.comm is not None:
+            received: T = world.comm.bcast(item, root=root)
+            return received
+        shared: T = horovod().broadcast_object(item, root_rank=root, name="hvdkit.share_object")
+        return shared
 
 
 def raise_together(world: World, error: Exception | None) -> None:
@@ -62,3 +67,22 @@ def together(world: World, work: Callable[[], T]) -> T:
         error = problem
     raise_together(world, error)
     return result
+
+
+@contextmanager
+def _watched(world: World) -> Iterator[None]:
+    if not world.is_whole:
+        yield
+        return
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename in _PASSED_BY:
+        frame = frame.f_back
+    world.watch.begin_agreement(frame.f_code.co_name.strip("<>"))
+    try:
+        yield
+    finally:
+        world.watch.end()
+
+
+_PASSED_BY = (__file__, contextmanager.__code__.co_filename)
+"""Files whose functions say nothing about what is agreed on."""

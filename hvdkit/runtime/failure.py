@@ -7,6 +7,7 @@ raises a SystemExit that notes when the interpreter itself, and not a handler in
 
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from hvdkit.runtime.engine import lost_another_rank
 from hvdkit.runtime.launcher import launch_info
 
 _GRACE_S = 1.0
+_ABORT_S = 5.0
+"""How long MPI_Abort may take: where the network to mpirun is cut it may not come back."""
 
 
 def die(message: str, status: int = 1) -> NoReturn:
@@ -65,6 +68,9 @@ def leave(status: int) -> NoReturn:
     running = module is not None and module.Is_initialized() and not module.Is_finalized()
     if module is not None and running and module.COMM_WORLD.Get_size() > 1:
         time.sleep(0.1)  # mpirun forwards what was written before it learns of the abort
+        last_resort = threading.Timer(_ABORT_S, os._exit, [status])
+        last_resort.daemon = True
+        last_resort.start()
         module.COMM_WORLD.Abort(status)
     os._exit(status)
 

@@ -61,5 +61,5 @@ def alone(world: World) -> World:
     """This rank as a world of one, in which nothing communicates."""
     return replace(
         world, rank=0, size=1, local_rank=0, local_size=1, cross_rank=0, cross_size=1,
-        comm=None, local_comm=None, cross_comm=None, attachments={},
+        comm=None, local_comm=None, cross_comm=None, attachments={}, is_whole=False,
     )  # fmt: skip

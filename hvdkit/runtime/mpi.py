@@ -22,6 +22,10 @@ _TCP_EAGER_BYTES = 2**20
 """Shorter messages go without asking the receiver first. An all-reduce of 32 MB between two hosts on 1 Gbit/s took
 285 ms instead of 310 to 330: the answer waits until the other rank, busy with sums, looks at the network again."""
 
+_BTL = "OMPI_MCA_btl"
+_HOROVODRUNS_BTL = "^openib"
+"""What horovodrun tells mpirun whether or not anyone asked for it: no user's choice."""
+
 
 @functools.cache
 def load_mpi() -> Any:
@@ -47,15 +51,16 @@ def start_mpi(local_size: int | None) -> Any:
 
     `local_size` is the number of ranks on this node where the launcher said it: with too few cores for that many
     busy waiting ranks (each has Horovod's thread besides its own), Open MPI is told to yield while idle. Over TCP it is
-    told to send blocks at once, on one node not to look for fabrics. What the environment or mpirun's command line
-    says stands. Raises LaunchError where MPI could not start under this launcher.
+    told to send blocks at once; on one node it uses neither fabrics nor TCP. What the environment or mpirun's command
+    line says stands. Raises LaunchError where MPI could not start under this launcher.
     """
     if local_size is not None and local_size * 2 > len(usable_cores()):
         os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
     os.environ.setdefault("OMPI_MCA_btl_tcp_eager_limit", str(_TCP_EAGER_BYTES))
-    if local_size == launch_info().size:
-        # Libfabric, which nothing on one node goes through, makes every rank's MPI_Finalize sleep for a second.
-        os.environ.setdefault("OMPI_MCA_btl", "^ofi")
+    if local_size == launch_info().size and os.environ.get(_BTL, _HOROVODRUNS_BTL) == _HOROVODRUNS_BTL:
+        # Libfabric, which nothing on one node goes through, makes every rank's MPI_Finalize sleep for a second; and
+        # with TCP every rank would listen on all interfaces, to anyone, for messages that go through shared memory.
+        os.environ[_BTL] = f"{_HOROVODRUNS_BTL},ofi,tcp"
     mpi = load_mpi()
     if not mpi.Is_initialized():
         with start_without_pmix(mpi, launch_info(), wheel_prefix() is not None), warnings.catch_warnings():

@@ -11,15 +11,18 @@ from typing import Any, NoReturn
 
 import torch
 
-from hvdkit.errors import LaunchError
+from hvdkit.errors import DivergenceError, LaunchError
 from hvdkit.runtime.agreement import gather_objects
 from hvdkit.runtime.engine import horovod
 from hvdkit.runtime.failure import FailureHooks
 from hvdkit.runtime.first_check import check_unverified
-from hvdkit.runtime.launcher import launch_info
+from hvdkit.runtime.launcher import LaunchInfo, launch_info
 from hvdkit.runtime.mpi import finish_mpi, start_mpi
 from hvdkit.runtime.watch import Watch
+from hvdkit.runtime.watch.datagrams import Datagrams
 from hvdkit.runtime.watch.engine_timeline import engine_writes_beside, timeline_path
+from hvdkit.runtime.watch.limits import StallLimits, engine_leaves_stalls, stall_limits
+from hvdkit.runtime.words import who_has_what
 from hvdkit.runtime.world import World, fair_threads, usable_cores
 
 _IDLE_CYCLE_MS, _IDLE_CYCLE_MS_BETWEEN_NODES = "1000", "86400000"
@@ -61,7 +64,8 @@ def init(comm: Any = None, process_sets: Any = None) -> World:
 
     Calling it again while initialised returns the same world, as in Horovod. Raises HorovodMissingError without
     Horovod, LaunchError where the launcher announced several ranks and this process found itself alone, ValueError
-    where `comm` leaves this process out, BuildError where a Horovod that was never checked computes wrong results.
+    where `comm` leaves this process out, BuildError where a Horovod that was never checked computes wrong results,
+    DivergenceError where ranks ask for different kinds of process sets.
     """
     engine = horovod()
     comm = list(comm) if isinstance(comm, Iterable) else comm
@@ -82,11 +86,13 @@ def init(comm: Any = None, process_sets: Any = None) -> World:
         )
     own = None if mpi is None else _communicator(mpi, comm)
     if mpi is not None:
+        _check_process_sets(own, process_sets)
         # hvdkit's own collectives do the work then: an engine that nobody uses must not take time from it.
         idle_ms = _IDLE_CYCLE_MS if _are_on_one_node(mpi, own) else _IDLE_CYCLE_MS_BETWEEN_NODES
         os.environ.setdefault("HOROVOD_IDLE_CYCLE_TIME", idle_ms)
     # Horovod would use a list of ranks again in every later init(), whatever that asks for; a communicator it forgets.
-    with engine_writes_beside():
+    limits = _limits_of_stalls(mpi, launch)
+    with engine_writes_beside(), engine_leaves_stalls(limits, uses_gloo=mpi is None):
         engine.mpi_ops.init(comm=own if own is not None and isinstance(comm, list) else comm, process_sets=process_sets)
     if not _process.at_exit_installed:
         # Registered after Horovod's own handler, so that it runs first.
@@ -94,7 +100,7 @@ def init(comm: Any = None, process_sets: Any = None) -> World:
         _process.at_exit_installed = True
     _process.generation += 1
     _process.unnamed.clear()
-    _process.world = _make_world(engine, mpi, own)
+    _process.world = _make_world(engine, mpi, own, ends_stalls=limits is not None)
     if (path := timeline_path()) is not None:
         _process.world.watch.start_timeline(path)
     if _process.world.size > 1:
@@ -165,7 +171,7 @@ def require_world() -> World:
     return _process.world
 
 
-def _make_world(engine: Any, mpi: Any, own: Any) -> World:
+def _make_world(engine: Any, mpi: Any, own: Any, ends_stalls: bool) -> World:
     ops = engine.mpi_ops
     rank, size, local_rank = ops.rank(), ops.size(), ops.local_rank()
     world = World(
@@ -181,8 +187,10 @@ def _make_world(engine: Any, mpi: Any, own: Any) -> World:
         threads=1,
         generation=_process.generation,
         comm=own,
-        watch=Watch(rank, size, own, mpi),
+        watch=Watch(rank, size, own, mpi, follows_engine=ends_stalls or (own is not None and ops.local_size() < size)),
     )
+    if ends_stalls and mpi is None and size > 1:
+        world.watch.check_stalls_by(Datagrams(rank, size, lambda item: gather_objects(world, item)))
     if world.comm is not None:
         world = replace(
             world,
@@ -192,6 +200,24 @@ def _make_world(engine: Any, mpi: Any, own: Any) -> World:
     cores = usable_cores()
     neighbours = [mask for host, mask in gather_objects(world, (world.hostname, cores)) if host == world.hostname]
     return replace(world, threads=fair_threads(cores, neighbours))
+
+
+def _check_process_sets(comm: Any, process_sets: Any) -> None:
+    """Raise DivergenceError on all ranks where some want dynamic process sets and some do not: Horovod would hang."""
+    asked = comm.allgather(repr(process_sets) if process_sets is None or isinstance(process_sets, str) else "a list")
+    if len({text == "'dynamic'" for text in asked}) > 1:
+        raise DivergenceError(
+            f"init: process_sets is {who_has_what(asked)}: every rank must ask for the same (hvdkit train "
+            "asks for them with --local-level nodes)"
+        )
+
+
+def _limits_of_stalls(mpi: Any, launch: LaunchInfo) -> StallLimits | None:
+    """By what hvdkit's stall check ends this job; None where it does not."""
+    limits = stall_limits()
+    if launch.size == 1 or limits is None or not limits.shutdown_s:
+        return None
+    return None if mpi is not None and mpi.Query_thread() < mpi.THREAD_MULTIPLE else limits
 
 
 def _are_on_one_node(mpi: Any, comm: Any) -> bool:

@@ -39,6 +39,8 @@ class World:
     comm: "MPI.Comm | None" = None
     local_comm: "MPI.Comm | None" = None
     cross_comm: "MPI.Comm | None" = None
+    is_whole: bool = True
+    """Whether these are all ranks that `init()` started, not a group of them."""
     watch: Watch = field(default_factory=Watch, repr=False, compare=False)
     """Told of each blocking collective that does not run in Horovod's engine."""
     attachments: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)

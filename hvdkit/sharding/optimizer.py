@@ -15,6 +15,7 @@ from hvdkit.sharding.gradients import ShardedExchange
 from hvdkit.sharding.layers import Layers
 from hvdkit.sharding.memory import StateBytes, state_bytes
 from hvdkit.sharding.shards import HeldPiece, Shards
+from hvdkit.sharding.storage import PartStorage
 
 
 class Sharded(Distributed):
@@ -39,7 +40,21 @@ class Sharded(Distributed):
         of `torch.nn.utils.clip_grad_norm_`, which would see this rank's part only.
         """
         self.synchronize()
-        gradients = [held.tensor.grad for held in self.shards.held() if held.tensor.grad is not None]
+        total = self.grad_norm(norm_type)
+        factor = min(1.0, max_norm / (float(total) + 1e-6))
+        if factor < 1.0:
+            torch._foreach_mul_([gradient for _, gradient in self.held_gradients()], factor)
+        return total.float()
+
+    def held_gradients(self) -> list[tuple[str, torch.Tensor]]:
+        """The gradients that this rank holds, of pieces of the parameters with these names."""
+        held = [(self.shards.names[one.piece.index], one.tensor.grad) for one in self.shards.held()]
+        return [(name, gradient) for name, gradient in held if gradient is not None]
+
+    @torch.no_grad()
+    def grad_norm(self, norm_type: float = 2.0) -> torch.Tensor:
+        """The norm, () float64, of the aggregated gradients of the whole model, the same on all ranks. Collective."""
+        gradients = [gradient for _, gradient in self.held_gradients()]
         device = self.shards.parameters[0].device
         norms = torch._foreach_norm(gradients, norm_type) if gradients else []
         mine = torch.stack([norm.double() for norm in norms]) if norms else torch.zeros(1, dtype=torch.float64)
@@ -51,10 +66,7 @@ class Sharded(Distributed):
             total = mine.pow(norm_type).sum().view(1).to(device)
             collectives.all_reduce_async_(total, f"{self.shards.key}.norm").wait()
             total = total.pow(1 / norm_type)
-        factor = min(1.0, max_norm / (float(total) + 1e-6))
-        if factor < 1.0:
-            torch._foreach_mul_(gradients, factor)
-        return total[0].float()
+        return total[0]
 
     def summarise(self) -> list[str]:
         """What the ranks held in the last step, beside the formula, in lines. Collective."""
@@ -128,6 +140,15 @@ class Sharded(Distributed):
         if name not in self.shards.names:
             raise KeyError(f"{name!r} is not a parameter of the sharded model")
         return self.shards.full(self.shards.names.index(name))
+
+    def is_cut(self, parameter: torch.Tensor) -> bool:
+        """Whether a rank has only its part of `parameter` between steps (stage 3)."""
+        return any(
+            one is parameter
+            for shard in self.shards.shards
+            if isinstance(shard.storage, PartStorage)
+            for one in shard.parameters
+        )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, whatever `set_to_none` says; the next backward begins a new step."""

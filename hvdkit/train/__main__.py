@@ -6,17 +6,20 @@ import sys
 from pathlib import Path
 
 from hvdkit.errors import HvdkitError
-from hvdkit.runtime import RESUME_STATUS, die, end_job_on_error, end_with, init, launch_info
+from hvdkit.runtime import RESUME_STATUS, die, end_job_on_error, end_with, init, launch_info, limit_hangs
 from hvdkit.train.attempt import for_attempt
 from hvdkit.train.config import TrainConfig, parse
 from hvdkit.train.ending import EndedEarlyError
 from hvdkit.train.run_folder import saved_config
+
+DEFAULT_HANG_TIMEOUT_S = 60
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train; returns the exit status. Every fault ends all ranks with one message."""
     words = sys.argv[1:] if argv is None else argv
     config = for_attempt(_read_quietly(words), launch_info())
+    limit_hangs(config.hang_timeout, default_s=DEFAULT_HANG_TIMEOUT_S)
     with end_job_on_error():
         # Averaging gradients within a node takes a process set per node.
         world = init(process_sets="dynamic" if config.local_level == "nodes" else None)

@@ -62,6 +62,10 @@ class Aggregation(Protocol):
     """Whether all ranks must run the model equally often, those with nothing to do too."""
 
     @property
+    def gradients_agree(self) -> bool:
+        """Whether after `finish` the norm of the gradients is the same on all ranks."""
+
+    @property
     def shares(self) -> Sequence[float] | None:
         """What part of the global batch each rank is to have, relative to the others; None for equal parts."""
 
@@ -71,11 +75,23 @@ class Aggregation(Protocol):
     def finish(self) -> None:
         """After the last backward (or none): from here on `.grad` is the same on all ranks."""
 
-    def clip(self, max_norm: float) -> None:
-        """Scale the aggregated gradients so that their norm over the whole model is at most `max_norm`. Collective."""
+    def remember(self) -> None:
+        """Before the first backward of a step that may be left out: keep what `skip` puts back."""
+
+    def gradients(self) -> list[tuple[str, torch.Tensor]]:
+        """What this rank has of the aggregated gradients, with the parameters' names."""
+
+    def grad_norm(self) -> torch.Tensor:
+        """The 2-norm, (), of the aggregated gradients over the whole model. Collective."""
+
+    def scale(self, factor: float) -> None:
+        """Multiply the aggregated gradients by `factor`."""
 
     def step(self) -> None:
         """Step the optimizer with the gradients as they are."""
+
+    def skip(self) -> None:
+        """In place of `step`: weights and the optimizer's state stay as they are, as if this batch had not been."""
 
     def reached(self, step: int) -> None:
         """`step` steps of the run are done: called before the first step, and after each. Collective."""
@@ -94,6 +110,9 @@ class Aggregation(Protocol):
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within it the model is the one to evaluate, equal on all ranks."""
+
+    def replicated(self, model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+        """The parameters of `model` that every rank has whole, and alike within `averaged()`, with their names."""
 
     def describe(self) -> list[str]:
         """What a user should know of it, in lines. Collective."""
@@ -114,6 +133,11 @@ class WeighedAggregation:
         self.optimizer = optimizer
 
     @property
+    def gradients_agree(self) -> bool:
+        """See `Aggregation`."""
+        return True
+
+    @property
     def shares(self) -> Sequence[float] | None:
         """See `Aggregation`."""
         return None
@@ -127,14 +151,33 @@ class WeighedAggregation:
         """See `Aggregation`. Does something only on a rank that had nothing to do in this step."""
         self.optimizer.synchronize()
 
-    def clip(self, max_norm: float) -> None:
+    def remember(self) -> None:
         """See `Aggregation`."""
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+        self.optimizer.remember_residuals()
+
+    def gradients(self) -> list[tuple[str, torch.Tensor]]:
+        """See `Aggregation`."""
+        parameters = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        named = zip(self.optimizer.parameter_names, parameters, strict=True)
+        return [(name, parameter.grad) for name, parameter in named if parameter.grad is not None]
+
+    def grad_norm(self) -> torch.Tensor:
+        """See `Aggregation`."""
+        return norm_of([gradient for _, gradient in self.gradients()])
+
+    def scale(self, factor: float) -> None:
+        """See `Aggregation`."""
+        if gradients := [gradient for _, gradient in self.gradients()]:
+            torch._foreach_mul_(gradients, factor)
 
     def step(self) -> None:
         """See `Aggregation`."""
         self.optimizer.step()
+
+    def skip(self) -> None:
+        """See `Aggregation`."""
+        self.optimizer.zero_grad()
+        self.optimizer.put_back_residuals()
 
     def reached(self, step: int) -> None:
         """See `Aggregation`."""
@@ -164,6 +207,10 @@ class WeighedAggregation:
         """See `Aggregation`."""
         return nullcontext()
 
+    def replicated(self, model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+        """See `Aggregation`."""
+        return list(model.named_parameters())
+
     def describe(self) -> list[str]:
         """See `Aggregation`."""
         return []
@@ -185,9 +232,19 @@ class ShardedAggregation(WeighedAggregation):
         self._model = model
         self.runs_together = stage == 3
 
-    def clip(self, max_norm: float) -> None:
+    def gradients(self) -> list[tuple[str, torch.Tensor]]:
         """See `Aggregation`."""
-        self.optimizer.clip_grad_norm_(max_norm)
+        pieces: list[tuple[str, torch.Tensor]] = self.optimizer.held_gradients()
+        return pieces
+
+    def grad_norm(self) -> torch.Tensor:
+        """See `Aggregation`."""
+        norm: torch.Tensor = self.optimizer.grad_norm()
+        return norm
+
+    def skip(self) -> None:
+        """See `Aggregation`."""
+        self.optimizer.zero_grad()
 
     def state(self) -> tuple[State, State]:
         """See `Aggregation`."""
@@ -211,6 +268,10 @@ class ShardedAggregation(WeighedAggregation):
         held: AbstractContextManager[None] = self.optimizer.whole_on(0)
         return held
 
+    def replicated(self, model: torch.nn.Module) -> list[tuple[str, torch.Tensor]]:
+        """See `Aggregation`."""
+        return [(name, p) for name, p in model.named_parameters() if not self.optimizer.is_cut(p)]
+
     def describe(self) -> list[str]:
         """See `Aggregation`."""
         return list(self.optimizer.describe())
@@ -218,3 +279,12 @@ class ShardedAggregation(WeighedAggregation):
     def summarise(self) -> list[str]:
         """See `Aggregation`."""
         return list(self.optimizer.summarise())
+
+
+def norm_of(gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The 2-norm, (), of all elements together, as `torch.nn.utils.clip_grad_norm_` takes it."""
+    if not gradients:
+        return torch.zeros(())
+    norms = torch._foreach_norm(list(gradients))
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([one.to(norms[0].device) for one in norms]))
+    return norm

@@ -1,18 +1,21 @@
 """What a training run does: one dataclass, from which the command line and the YAML file are derived."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hvdkit.data import CorpusConfig
 from hvdkit.errors import ConfigError
+from hvdkit.untrusted import check_yaml, has_aliases, shown
 
 if TYPE_CHECKING:
     import jsonargparse
 
 Options = TypeVar("Options")
 Local = Literal["none", "sgd", "post-local", "diloco"]
+_LOADER = "hvdkit"
 ROUND_OPTIONS = (
     "sync_every", "outer_lr", "outer_momentum", "fragments", "overlap_steps", "outer_compression", "local_after",
     "local_level", "pace",
@@ -59,6 +62,11 @@ class TrainConfig:
     weight_decay: float = option(0.1, "AdamW's decay of matrices (vectors are not decayed)")
     beta2: float = option(0.95, "AdamW's second beta")
     clip_norm: float = option(1.0, "largest norm of the aggregated gradient; 0 for no clipping")
+    on_nonfinite: Literal["stop", "skip", "ignore"] = option(
+        "stop",
+        "what a NaN or infinity in the gradients does: stop = ends the run and names the parameters, skip = the step "
+        "is left out on all ranks (with --local: on the rank that met it) and counted, ignore = nothing is looked at",
+    )
     precision: Literal["float32", "bf16", "float64"] = option("float32", "bf16 computes under autocast")
     compression: str = option(
         "none", "gradients on the wire: none, fp16, bf16, int8, topk:ratio=0.01, powersgd:rank=4 (or other numbers)"
@@ -116,6 +124,16 @@ class TrainConfig:
     eval_batches: int = option(64, "validation batches (of batch_size sequences, over all ranks); 0 for all")
     log_every: int = option(10, "steps between lines of progress")
     checkpoint_every: int = option(100, "steps between checkpoints; 0 for only at the end")
+    check_every: int = option(
+        0,
+        "steps between comparisons of all ranks' parameters, which stop a run whose ranks have drifted apart; 0 for "
+        "never (with --sharding 3: of parameters that every rank has whole; with --local: of the outer model)",
+    )
+    hang_timeout: int | None = option(
+        None,
+        "seconds that ranks wait for one that hangs before they end the job, and warn after half of them; 0 to wait "
+        "for ever; default: 60, or what HOROVOD_STALL_* say (10 times as long for one that works on something else)",
+    )
     checkpoint_async: bool = option(
         False, "copy what a checkpoint holds and write it while training goes on; needs the room for the copy"
     )
@@ -129,9 +147,10 @@ class TrainConfig:
     threads: int = option(0, "CPU threads per rank; 0 for this rank's share of the cores")
 
     def __post_init__(self) -> None:
+        rules = [*self._limits()] or self._rules()
         faults = [
-            f"--{name.replace('_', '-')} {getattr(self, name)} must be {rule}"
-            for name, rule, good in self._rules()
+            f"--{name.replace('_', '-')} {shown(getattr(self, name))} must be {rule}"
+            for name, rule, good in rules
             if not good
         ]
         if faults:
@@ -141,15 +160,25 @@ class TrainConfig:
             self.check_rounds({item.name: item.default for item in fields(self)})
         _ = self.corpus  # checks its own options
 
+    def _limits(self) -> Iterator[tuple[str, str, bool]]:
+        """Numbers that only a damaged or hostile file holds, before anything is counted with them."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, int) and value.bit_length() > 63:
+                yield item.name, "a number of at most 63 bits", False
+            elif isinstance(value, float) and not math.isfinite(value):
+                yield item.name, "a finite number", False
+
     def _rules(self) -> list[tuple[str, str, bool]]:
         at_least_1 = ("context", "steps", "batch_size", "accumulate", "log_every", "vocab_size", "fragments")
-        at_least_0 = ("warmup_steps", "eval_every", "eval_batches", "checkpoint_every", "keep",
-                      "keep_best", "sample_tokens", "threads", "seed", "weight_decay", "clip_norm", "overlap_steps",
-                      "local_after")  # fmt: skip
+        at_least_0 = ("warmup_steps", "eval_every", "eval_batches", "checkpoint_every", "keep", "keep_best",
+                      "sample_tokens", "threads", "seed", "weight_decay", "clip_norm", "overlap_steps", "local_after",
+                      "check_every")  # fmt: skip
         return [
             *((name, "1 or more", getattr(self, name) >= 1) for name in at_least_1),
             *((name, "0 or more", getattr(self, name) >= 0) for name in at_least_0),
             ("lr", "more than 0", self.lr > 0),
+            ("hang_timeout", "0, or 2 or more", self.hang_timeout in (None, 0) or self.hang_timeout >= 2),
             ("min_lr", "between 0 and 1", 0 <= self.min_lr <= 1),
             ("beta2", "in [0, 1)", 0 <= self.beta2 < 1),
             ("outer_lr", "more than 0", self.outer_lr > 0),
@@ -243,10 +272,30 @@ def make_parser(name: str, description: str, defaults: Path | None = None) -> "j
     """A parser without options but `--config`; `defaults` is a YAML file."""
     import jsonargparse
 
-    parser = jsonargparse.ArgumentParser(prog=name, description=description, exit_on_error=False,
+    jsonargparse.set_loader(_LOADER, _load_checked, exceptions=(ValueError,))
+    parser = jsonargparse.ArgumentParser(prog=name, description=description, exit_on_error=False, parser_mode=_LOADER,
                                          default_config_files=[str(defaults)] if defaults else [])  # fmt: skip
     parser.add_argument("--config", action="config", help="a YAML file with the options below (underscores for dashes)")
     return parser
+
+
+def _load_checked(text: str) -> Any:
+    """What jsonargparse loads of a configuration, which may come from elsewhere. Raises ValueError."""
+    import jsonargparse
+
+    check_yaml(text)
+    try:
+        value = jsonargparse.get_loader("yaml")(text)
+    except Exception as error:  # whatever PyYAML makes of a date or number that cannot be
+        raise ValueError(" ".join(str(error).split())) from None
+    for name, item in value.items() if isinstance(value, dict) else ():
+        # Texts where numbers should be are loaded once more, by jsonargparse itself.
+        if isinstance(item, str) and has_aliases(item):
+            raise ValueError("aliases (* and &) are not allowed")
+        # No option takes one, and jsonargparse stumbles over it where it expects a list.
+        if any(isinstance(inner, dict) for inner in (item if isinstance(item, list) else [item])):
+            raise ValueError(f"{shown(name)} cannot be a mapping")
+    return value
 
 
 def add_options(parser: "jsonargparse.ArgumentParser", kind: type[Any]) -> None:

@@ -1,5 +1,6 @@
 """One training run from configuration to summary: builds the parts, runs the loop, saves and reports."""
 
+import math
 import os
 import resource
 import time
@@ -25,7 +26,9 @@ from hvdkit.models import (
 )
 from hvdkit.runtime import RESUME_STATUS, World, gather_objects, launch_info, require_world, together
 from hvdkit.train.aggregation import Aggregation, ShardedAggregation, WeighedAggregation
+from hvdkit.train.agreement import check_same_model, check_same_start
 from hvdkit.train.config import TrainConfig
+from hvdkit.train.drift import check_drift
 from hvdkit.train.ending import EndedEarlyError, EndRequest
 from hvdkit.train.loop import Loop, Progress
 from hvdkit.train.loss import evaluate
@@ -105,6 +108,7 @@ class Job:
 
     def __init__(self, world: World, config: TrainConfig, aggregate: Aggregate = aggregate_with_hvdkit) -> None:
         self.world, self.config = world, config
+        check_same_start(world, config)
         check_aggregation(world, config)
         torch.set_num_threads(config.threads or world.threads)
         notes: list[str] = []
@@ -128,6 +132,7 @@ class Job:
         )
         seed_generators(config.seed)
         self.model = together(world, lambda: self._build(source))
+        check_same_model(world, self.model)
         together(world, lambda: check_room(world, self.model, config.sharding, shared_weights=_shares(world, config)))
         self.samples = self.corpus.samples("train", self.model.objective, config.context, config.seed)
         self.held_out = self.corpus.samples("validation", self.model.objective, config.context, config.seed)
@@ -164,22 +169,26 @@ class Job:
             loss = self._in_unit(progress.loss)
             self.reporter.progress(progress.step, progress.advanced, loss, self.unit, progress.tokens_per_s)
             if metrics is not None:
+                more = {"skipped": progress.skipped} if self.config.on_nonfinite == "skip" else {}
                 metrics.write(
                     progress.step,
-                    loss=loss,
+                    **({} if math.isnan(loss) and progress.skipped else {"loss": loss}),
                     lr=progress.learning_rate,
                     tokens_per_s=round(progress.tokens_per_s),
                     bytes_per_step=progress.bytes_per_step,
                     tokens=self._tokens_seen(),
                     seconds=round(self.loop.timing.seconds, 3),
+                    **more,
                 )
 
         def after_step(step: int) -> None:
             last = step == self.config.steps
-            for line in self.aggregation.news():
+            for line in (*self.aggregation.news(), *self.loop.take_news()):
                 self.reporter.say(line)
             if not self.first_step_s:
                 self.first_step_s = time.monotonic() - started
+            if self.config.check_every and step % self.config.check_every == 0:
+                check_drift(self.world, self.aggregation, self.model, step)
             if last or (self.config.eval_every and step % self.config.eval_every == 0):
                 self._evaluate(step, metrics)
             if last or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
@@ -325,6 +334,9 @@ class Job:
                 f"{size(timing.bytes_sent / timing.steps)} sent per step and rank"
             )
         say(f"  peak memory {size(peak)} per rank; validation loss {self.validation_loss:.4f} {self.unit}")
+        if self.loop.skipped:
+            what = "steps" if self.config.local == "none" else "steps of single ranks"
+            say(f"  {self.loop.skipped} {what} left out: their gradients were not finite")
         for line in lines:
             say(f"  {line}")
         picture = self.folder / "loss.png"

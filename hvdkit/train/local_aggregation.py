@@ -58,6 +58,11 @@ class LocalAggregation(WeighedAggregation):
         return hasattr(self.optimizer, "weigh") and not (self._in_rounds and self._config.local_after)
 
     @property
+    def gradients_agree(self) -> bool:
+        """See `Aggregation`."""
+        return not self._in_rounds
+
+    @property
     def shares(self) -> Sequence[float] | None:
         """See `Aggregation`."""
         return self._rounds.shares if self._config.pace == "proportional" else None
@@ -77,6 +82,29 @@ class LocalAggregation(WeighedAggregation):
         elif self._targets:
             gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
             torch._foreach_div_(gradients, float(self._targets))
+
+    def gradients(self) -> list[tuple[str, torch.Tensor]]:
+        """See `Aggregation`. In a round this rank's own."""
+        trained = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        named = [(name, p) for name, p in self._model.named_parameters() if id(p) in trained]
+        return [(name, parameter.grad) for name, parameter in named if parameter.grad is not None]
+
+    def remember(self) -> None:
+        """See `Aggregation`."""
+        if self._is_distributed:
+            super().remember()
+
+    def skip(self) -> None:
+        """See `Aggregation`. In a round the step counts, with no weight, so that all ranks meet when it ends."""
+        if not self._in_rounds:
+            self._targets = 0
+            super().skip()
+            return
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+        self._targets = 0
+        self.step()
 
     def step(self) -> None:
         """See `Aggregation`."""
@@ -103,7 +131,9 @@ class LocalAggregation(WeighedAggregation):
             return super().state()
         rounds = self._rounds.state_dict()
         same = {key: rounds.pop(key) for key in _SAME_ON_ALL}
-        worker = {"weights": dict(self._model.state_dict()), "inner": self.optimizer.state_dict(), "rounds": rounds}
+        # A copy, since the model takes the outer weights while it is saved.
+        weights = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+        worker = {"weights": weights, "inner": self.optimizer.state_dict(), "rounds": rounds}
         return {"rounds": same}, {"worker": worker}
 
     def restore(self, saved: SavedState) -> None:

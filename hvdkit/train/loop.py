@@ -12,6 +12,7 @@ from hvdkit.runtime import World
 from hvdkit.train.aggregation import Aggregation
 from hvdkit.train.config import TrainConfig
 from hvdkit.train.loss import LossSum, mean_loss, over_ranks
+from hvdkit.train.nonfinite import GradientCheck
 from hvdkit.train.schedule import learning_rate
 
 
@@ -41,6 +42,8 @@ class Progress:
     tokens_per_s: float
     bytes_per_step: float
     """Bytes that this rank sent for gradients, mean since the last report."""
+    skipped: int = 0
+    """Steps that were left out so far; of all ranks together where each does its own steps."""
 
 
 @dataclass
@@ -64,6 +67,8 @@ class Loop:
             self.world.size,
             self.config.seed,
         )
+        self.check = GradientCheck(self.world, self.config.on_nonfinite, self.config.clip_norm)
+        self.skipped = 0
         self._micro_batch = self.config.micro_batch(self.world.size)
         self._autocast = self.config.precision == "bf16"
 
@@ -79,17 +84,36 @@ class Loop:
             self.aggregation.reached(self.step)
             window.nats += window_part.nats
             window.targets += window_part.targets
+            window.skipped += window_part.skipped
             tokens += step_tokens
             since += 1
             if self.step % self.config.log_every == 0 or self.step == self.config.steps:
                 together = over_ranks(self.world, window)
                 speed = tokens / (time.perf_counter() - started)
                 sent_by_now = self.aggregation.cost()[0]
-                report(Progress(self.step, since, together.mean(), rate, speed, (sent_by_now - sent) / since))
+                self._count_skipped(window.skipped, together.skipped)
+                per_step = (sent_by_now - sent) / since
+                report(Progress(self.step, since, together.mean(), rate, speed, per_step, self.skipped))
                 window, since, tokens, sent, started = LossSum(), 0, 0, sent_by_now, time.perf_counter()
             paused = time.perf_counter()
             after_step(self.step)
             started += time.perf_counter() - paused  # evaluation and saving are not training time
+
+    def take_news(self) -> list[str]:
+        """What a user should know of the steps since the last call, in lines."""
+        told, self.check.news = self.check.news, []
+        return told
+
+    def _count_skipped(self, mine: int, everyones: int) -> None:
+        if self.aggregation.gradients_agree:
+            self.skipped += mine
+            return
+        self.skipped += everyones
+        if everyones > mine:
+            self.check.news.append(
+                f"step {self.step}: since the last report other ranks left out {everyones - mine} of their steps, "
+                "whose gradients were not finite"
+            )
 
     def _one_step(self) -> tuple[LossSum, int]:
         begun = time.perf_counter()
@@ -97,11 +121,14 @@ class Loop:
         indices = self.sampler.indices(self.position, self.aggregation.shares)
         batch = self.samples.batch(indices, self.position.epoch)
         step_tokens = len(self.sampler.global_indices(self.position)) * self.samples.context
+        self.check.begin_step(self.aggregation)
         loss_sum = self._accumulate(batch)
         self.aggregation.finish()
-        if self.config.clip_norm:
-            self.aggregation.clip(self.config.clip_norm)
-        self.aggregation.step()
+        if self.check.admits(self.aggregation, self.step + 1, loss_sum.mean() if loss_sum.targets else 0.0):
+            self.aggregation.step()
+        else:
+            self.aggregation.skip()
+            loss_sum = LossSum(skipped=1)
         self.position = self.sampler.following(self.position)
         self.step += 1
         if self.timing.steps or self.step > 1:

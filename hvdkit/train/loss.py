@@ -22,6 +22,8 @@ class LossSum:
 
     nats: float = 0.0
     targets: int = 0
+    skipped: int = 0
+    """Steps that were left out, of which the sum has nothing."""
 
     def add(self, mean_loss: torch.Tensor, targets: int) -> None:
         """Add a batch."""
@@ -36,8 +38,9 @@ class LossSum:
 
 def over_ranks(world: World, mine: LossSum) -> LossSum:
     """All ranks' sums together, the same bits on every rank. Collective."""
-    parts = gather_objects(world, (mine.nats, mine.targets))
-    return LossSum(sum(nats for nats, _ in parts), sum(targets for _, targets in parts))
+    parts = gather_objects(world, (mine.nats, mine.targets, mine.skipped))
+    nats, targets, skipped = (sum(column) for column in zip(*parts, strict=True))
+    return LossSum(nats, int(targets), int(skipped))
 
 
 def mean_loss(model: torch.nn.Module, batch: Batch, autocast: bool = False) -> torch.Tensor:

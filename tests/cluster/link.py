@@ -6,7 +6,8 @@ the kernel must not hand over 64 KB at once either.
 
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from tests.cluster.hosts import Host
 
@@ -30,3 +31,20 @@ def limit_rate(hosts: Sequence[Host], bits_per_s: float) -> None:
             done = subprocess.run([*enter, *command], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeError(f"{host.name}: {' '.join(command)}: {done.stderr.strip()}")
+
+
+@contextmanager
+def cut(hosts: Sequence[Host]) -> Iterator[None]:
+    """Within it two `hosts` cannot reach each other, and are not told so: what they send is addressed to nobody."""
+    neighbours = [(hosts[0], "10.77.0.2"), (hosts[1], "10.77.0.1")]
+
+    def tell(*words: str) -> None:
+        for host, other in neighbours:
+            enter = ["nsenter", "--net", "--target", str(host.pid), "ip", "neigh"]
+            subprocess.run([*enter, words[0], other, *words[1:], "dev", "eth0"], check=True, capture_output=True)
+
+    tell("replace", "lladdr", "02:00:00:00:00:01", "nud", "permanent")
+    try:
+        yield
+    finally:
+        tell("del")

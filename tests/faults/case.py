@@ -15,7 +15,7 @@ from hvdkit.errors import CheckpointError
 from tests.cluster.hosts import Host, cluster
 from tests.faults import jobs, place
 from tests.faults.disk import small_disk
-from tests.faults.modes import environment, plain, supervised, training
+from tests.faults.modes import hang_options, plain, supervised, training
 from tests.faults.plan import STARTED_AGAIN, Case
 from tests.faults.references import References
 from tests.faults.result import read_result
@@ -99,10 +99,11 @@ class Trial:
             })
         )  # fmt: skip
         train = training(self.case.mode, self.case.launcher, self.references.text)
+        train += hang_options(self.case)
         return ["-m", "tests.faults.victim", str(faults), *train, *(options or ["--out", str(run)])]
 
     def _command(self, command: list[str]) -> jobs.Ended:
-        env = {**self.references.environment, **environment(self.case)}
+        env = self.references.environment
         if self.hosts:
             settings = {**env, "PYTHONPATH": str(ROOT), jobs.MARK: self.mark}
             command = self.hosts[0].enter("env", *(f"{name}={value}" for name, value in settings.items()), *command)

@@ -46,14 +46,9 @@ def training(mode: str, launcher: str, text: Path) -> list[str]:
     return [*words, *_OPTIONS[mode], "--strategy", strategy, "--threads", "1"]
 
 
-def environment(case: Case) -> dict[str, str]:
-    """What the case adds to the environment: the set time, where a rank hangs."""
-    if case.fault.kind not in HANGS:
-        return {}
-    return {
-        "HOROVOD_STALL_CHECK_TIME_SECONDS": str(HANG_LIMIT_S // 2),
-        "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS": str(HANG_LIMIT_S),
-    }
+def hang_options(case: Case) -> list[str]:
+    """The set time, where a rank hangs."""
+    return ["--hang-timeout", str(HANG_LIMIT_S)] if case.fault.kind in HANGS else []
 
 
 def supervised(case: Case, name: str, log: Path, words: Sequence[str], *, again: bool = False) -> list[str]:

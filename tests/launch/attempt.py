@@ -1,9 +1,9 @@
 """What a rank of the tests does in each attempt: `python -S attempt.py FOLDER DEED...`, the last deed for all later.
 
 It first writes down that it is there. Deeds: `end` (with status 0), `wait` (for ever), `die` (rank 1 by SIGKILL, the
-others wait), `exit:N` (all with status N), `save` (wait, and when told to end by SIGTERM or SIGUSR1, write that down
-and end with status 75), `deaf` (wait, ignoring SIGTERM), `stray` (leave a process in a session of its own, then as
-`die`).
+others wait), `cue:N` (rank N dies as soon as there is a file `cue`), `exit:N` (all with status N), `save` (wait, and
+when told to end by SIGTERM or SIGUSR1, write that down and end with status 75), `deaf` (wait, ignoring SIGTERM),
+`stray` (leave a process in a session of its own, then as `die`).
 """
 
 import json
@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 folder, deeds = Path(sys.argv[1]), sys.argv[2:]
-rank = int(os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("PMI_RANK") or os.environ["HOROVOD_RANK"])
+names = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "HOROVOD_RANK", "SLURM_PROCID")
+rank = next(int(os.environ[name]) for name in names if name in os.environ)
 attempt = int(os.environ["HVDKIT_ATTEMPT"])
 
 
@@ -56,4 +57,8 @@ if deed in ("die", "stray") and rank == 1:
     while not (folder / f"{attempt}.0").exists():
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
+while deed == f"cue:{rank}":
+    time.sleep(0.05)
+    if (folder / "cue").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
 wait()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,11 +53,19 @@ class Job:
 
 
 @contextmanager
-def job(folder: Path, *options: str, deeds: list[str], program: Sequence[str] = RANK) -> Iterator[Job]:
-    """`hvdkit run -np 2 OPTIONS` of ranks that do `deeds`, one per attempt."""
-    words = [BIN / "hvdkit", "run", "-np", "2", *options, "--", "python", *program, folder, *deeds]
+def job(
+    folder: Path,
+    *options: str,
+    deeds: list[str],
+    program: Sequence[str] = RANK,
+    ranks: int = 2,
+    on: Callable[..., list[str]] = lambda *words: list(words),
+) -> Iterator[Job]:
+    """`hvdkit run OPTIONS` of ranks that do `deeds`, one per attempt; `on` makes it a command for another host."""
+    start = [BIN / "hvdkit", "run", "-np", ranks, *options]
+    words = on(*(str(word) for word in [*start, "--", "python", *program, folder, *deeds]))
     process = subprocess.Popen(
-        [str(word) for word in words],
+        words,
         cwd=ROOT,
         env=clean_environ(PLAIN_SHELL),
         stdin=subprocess.DEVNULL,

@@ -54,8 +54,7 @@ def test_the_printed_line_can_be_pasted(launcher: str) -> None:
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_status_is_forwarded(launcher: str) -> None:
     result = hvdkit_run("-np", "2", *LAUNCHERS[launcher], "--", "python", "-S", "-c", "import sys; sys.exit(7)")
-    # horovodrun over Gloo itself ends with 1 whatever the ranks' status is.
-    assert result.returncode == (1 if launcher == "Gloo" else 7)
+    assert result.returncode == 7
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

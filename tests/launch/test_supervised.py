@@ -41,7 +41,7 @@ def test_a_rank_that_raises_leaves_nothing_and_ends_all_in_time(tmp_path: Path) 
         one.wait_for("0.0", "0.1")
         began = time.monotonic()
         status, said = one.end()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 20  # 3 s on a machine with nothing else to do
         assert status == 1 and said.count("Traceback") == 1 and "ValueError: this rank is broken" in said, said
         segments = one.read("0.1")["segments"]
         assert len(segments) >= 2 and [path for path in segments if Path(path).exists()] == []
@@ -59,10 +59,19 @@ def test_a_killed_mpirun_leaves_nothing_to_the_next_attempt(tmp_path: Path) -> N
         os.kill(first["parent"], signal.SIGKILL)
         status, said = one.end()
         assert status == 0, said
-        assert told(said)[0].startswith("attempt 0 ended with status 137 (SIGKILL)")
+        assert any(line.startswith("attempt 0 ended with status 137 (SIGKILL)") for line in told(said)), said
         assert not any(rank.is_running() for rank in ranks)
         assert [path for path in [first["session"], *first["segments"]] if Path(path).exists()] == []
         assert left_behind(first["name"]) == []
+
+
+def test_ranks_that_do_not_miss_their_mpirun_are_ended(tmp_path: Path) -> None:
+    with job(tmp_path, *MPIRUN, *BACK_SOON, deeds=["wait", "end"]) as one:
+        one.wait_for("0.0", "0.1")
+        os.kill(one.read("0.0")["parent"], signal.SIGKILL)
+        status, said = one.end()
+        assert status == 0 and "processes that it left behind were ended: 2 on localhost" in told(said), said
+        assert left_behind(next(iter(one.run_names))) == []
 
 
 @pytest.mark.parametrize("launcher", ["mpirun", "horovodrun --gloo"])
@@ -146,7 +155,7 @@ def test_who_does_not_end_in_time_is_ended(launcher: str, tmp_path: Path) -> Non
     with job(tmp_path, *LAUNCHERS[launcher], *BACK_SOON, "--grace", "1", deeds=["deaf"]) as one:
         one.wait_for("0.0", "0.1")
         one.process.send_signal(signal.SIGTERM)
-        status, said = one.end(40)
+        status, said = one.end(80)
         assert status not in (0, 75) and "as it was told to" in said, (status, said)
         (name,) = one.run_names
         assert left_behind(name) == [] and not (tmp_path / "1.0").exists()
@@ -177,7 +186,8 @@ def test_ranks_do_not_outlive_a_killed_supervisor(launcher: str, tmp_path: Path)
 def test_two_jobs_of_one_name_do_not_meet(tmp_path: Path) -> None:
     with job(tmp_path, *MPIRUN, "--run-name", "taken", deeds=["wait"]) as one:
         one.wait_for("0.0", "0.1")
-        with job(tmp_path, *MPIRUN, "--run-name", "taken", deeds=["end"]) as other:
+        (tmp_path / "other").mkdir()
+        with job(tmp_path / "other", *MPIRUN, "--run-name", "taken", deeds=["end"]) as other:
             status, said = other.end()
             assert status == 2 and "a job named taken is running on this machine" in said
         one.process.terminate()

@@ -131,8 +131,8 @@ def _with_header(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
             lambda path: _with_header(path, lambda h: h["float32"].update(shape=[3, 5])),
             "float32 does not fit its shape",
         ),
-        (lambda path: _with_header(path, lambda h: h["float32"].update(shape=[-3, -4])), "float32 does not fit"),
-        (lambda path: _with_header(path, lambda h: h["float32"].update(dtype="F7")), "float32 has dtype F7"),
+        (lambda path: _with_header(path, lambda h: h["float32"].update(shape=[-3, -4])), "cannot be understood"),
+        (lambda path: _with_header(path, lambda h: h["float32"].update(dtype="F7")), "float32 has dtype 'F7'"),
         (
             lambda path: _with_header(path, lambda h: h["float32"].update(data_offsets=[0, 48])),
             "does not fit its shape",

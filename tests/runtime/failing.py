@@ -58,6 +58,10 @@ elif WAY == "kill":
     if last:
         os.kill(os.getpid(), signal.SIGKILL)
     wait_for_all()
+elif WAY == "segfault":
+    if last:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    wait_for_all()
 elif WAY == "interrupt":
     if last:
         signal.raise_signal(signal.SIGINT)

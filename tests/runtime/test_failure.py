@@ -1,12 +1,13 @@
 """A rank that fails ends the job within seconds: a status other than 0, one message, nothing left behind."""
 
 import re
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.jobs import run_ranks, succeed
+from tests.jobs import run_program, run_ranks, succeed
 
 SCRIPT = Path(__file__).with_name("failing.py")
 LIMIT_S = 40
@@ -45,6 +46,9 @@ def orphaned_memory(before: set[str]) -> set[str]:
         ("mpirun", "hook", "rank 1 of 2 failed, the job ends:", 1),
         ("mpirun", "exit beside MPI", "rank 1 of 2 ended with status 3, the job ends", 3),
         ("mpirun", "kill", "", 137),
+        ("mpirun", "segfault", "", 139),
+        ("horovodrun-mpi", "os._exit", "", 3),
+        ("horovodrun-gloo", "kill", "", 1),
         ("mpirun", "leave", "rank 0 of 2 failed, the job ends:", 1),
         ("mpirun", "interrupt", "rank 1 of 2 was interrupted", 130),
         # horovodrun itself always ends with 1.
@@ -91,3 +95,16 @@ def test_one_rank_alone_fails_as_any_python_program() -> None:
     result = run_ranks(1, SCRIPT, "error", launcher="python")
     assert result.returncode == 1 and "hvdkit:" not in result.stderr
     assert result.stderr.strip().splitlines()[-1] == "KeyError: 'broken on purpose'"
+
+
+@pytest.mark.parametrize(("error", "status"), [("HvdkitError", 1), ("DataError", 1), ("ConfigError", 2)])
+def test_what_every_start_would_meet_again_has_a_status_of_its_own(error: str, status: int) -> None:
+    """`hvdkit run --max-restarts` does not start a job with status 2 again."""
+    program = f"""
+from hvdkit.errors import {error}
+from hvdkit.runtime import end_job_on_error
+with end_job_on_error():
+    raise {error}("no")
+"""
+    result = run_program([sys.executable, "-c", program])
+    assert (result.returncode, result.stderr) == (status, "hvdkit: error: no\n")

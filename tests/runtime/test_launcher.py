@@ -1,5 +1,7 @@
 """Every launcher's variables, as real launchers set them (recorded from Open MPI 4.1, MPICH 5.0, Slurm 22.05)."""
 
+from dataclasses import replace
+
 import pytest
 
 from hvdkit.runtime.launcher import LaunchInfo, launch_info
@@ -94,6 +96,34 @@ def test_no_launch_of_ours(environ: dict[str, str]) -> None:
 def test_ranks_of_this_node_in_slurms_list(counts: str, node: int, expected: int) -> None:
     environ = SRUN | {"SLURM_STEP_TASKS_PER_NODE": counts, "SLURM_NODEID": str(node)}
     assert launch_info(environ).local_size == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "attempt", "expected"),
+    [
+        ("20261126-194500-1a2b3c", "0", ("20261126-194500-1a2b3c", 0)),
+        ("slurm_12.3", "2", ("slurm_12.3", 2)),
+        ("job", "", ("job", 0)),
+        ("job", "-1", ("job", 0)),
+        ("job", "two", ("job", 0)),
+        ("job", "٣", ("job", 0)),
+        ("", "2", (None, 0)),
+        ("../job", "2", (None, 0)),
+        (".job", "2", (None, 0)),
+        ("job\n", "2", (None, 0)),
+        ("j" * 101, "2", (None, 0)),
+    ],
+)
+def test_run_name_and_attempt(name: str, attempt: str, expected: tuple[str | None, int]) -> None:
+    """What is no plain file name, or no number, is as good as not there; the ranks' places do not depend on it."""
+    found = launch_info(GLOO | {"HVDKIT_RUN_NAME": name, "HVDKIT_ATTEMPT": attempt})
+    assert (found.run_name, found.attempt) == expected
+    assert replace(found, run_name=None, attempt=0) == launch_info(GLOO)
+
+
+def test_attempt_alone_is_none() -> None:
+    assert launch_info({"HVDKIT_ATTEMPT": "3"}) == LaunchInfo("python")
+    assert launch_info({"HVDKIT_RUN_NAME": "job"}) == LaunchInfo("python", run_name="job", attempt=0)
 
 
 def test_gloo_by_environment_without_launcher() -> None:

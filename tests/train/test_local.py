@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,8 @@ class Simulated:
         ]
         return torch.optim.AdamW(groups, lr=self.config.lr, betas=(0.9, self.config.beta2))
 
-    def run(self, sync_every: int) -> dict[int, float]:
-        """The mean loss of each step, in nats per token."""
+    def run(self, sync_every: int, left_out: Collection[tuple[int, int]] = ()) -> dict[int, float]:
+        """The mean loss of each step, in nats per token. What each (step, worker) of `left_out` does does not count."""
         size, position, found = len(self.models), Position(), {}
         samplers = [ShardedSampler(len(self.samples), self.config.batch_size, rank, size, 0) for rank in range(size)]
         targets = [0] * size
@@ -56,7 +57,7 @@ class Simulated:
             nats, count = 0.0, 0
             for worker, (model, inner, sampler) in enumerate(zip(self.models, self.inners, samplers, strict=True)):
                 batch = self.samples.batch(sampler.indices(position), position.epoch)
-                if not batch.n_targets:
+                if not batch.n_targets or (step + 1, worker) in left_out:
                     continue
                 for group in inner.param_groups:
                     group["lr"] = rate
@@ -67,7 +68,7 @@ class Simulated:
                 inner.step()
                 targets[worker] += batch.n_targets
                 nats, count = nats + loss.item() * batch.n_targets, count + batch.n_targets
-            found[step + 1] = nats / count
+            found[step + 1] = nats / count if count else math.nan
             position = samplers[0].following(position)
             if (step + 1) % sync_every == 0 or step + 1 == self.config.steps:
                 self.synchronise(targets)

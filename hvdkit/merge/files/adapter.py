@@ -3,7 +3,6 @@
 Read are the folders that the PEFT library writes: adapter_config.json and adapter_model.safetensors (or .bin).
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +13,12 @@ from hvdkit.errors import MergeError
 from hvdkit.merge.files.interface import Info, TensorFile
 from hvdkit.merge.files.safetensors_file import SafetensorsFile
 from hvdkit.merge.files.torch_file import TorchFile
+from hvdkit.untrusted import inside, parse_json, shown
 
 CONFIG_FILE = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _FIRST = "base_model.model."
+_LARGEST_ALPHA = 1e9
 _REFUSED = {"use_dora": False, "bias": "none", "modules_to_save": None, "alora_invocation_tokens": None}
 """What an adapter may have that W + s B A does not say, with the value that means it has not."""
 
@@ -60,8 +62,12 @@ class Adapter:
 
     def _read_updates(self, folder: Path) -> dict[str, _Update]:
         config = _config(folder)
-        path = folder / "adapter_model.safetensors"
-        file = SafetensorsFile(path) if path.is_file() else TorchFile(folder / "adapter_model.bin")
+        name = next((name for name in _WEIGHTS if (folder / name).is_file()), _WEIGHTS[-1])
+        try:
+            path = inside(folder, name)
+        except ValueError as error:
+            raise MergeError(f"{folder}: {error}") from None
+        file = SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
         tensors = {name: file.read(name, 0, info.count).view(info.shape).float() for name, info in file.infos.items()}
         file.close()
         updates = {}
@@ -71,6 +77,8 @@ class Adapter:
             if other not in tensors or target not in self.infos:
                 raise MergeError(f"{folder}: {name} has no partner, or its base no {target}")
             down, up = tensors.pop(name), tensors.pop(other)
+            if down.dim() != 2 or up.dim() != 2 or down.shape[0] != up.shape[1] or not down.numel():
+                raise MergeError(f"{folder}: {name} is {tuple(down.shape)} and its partner {tuple(up.shape)}")
             update = _Update(down, up * _scale(config, down.shape[0]), bool(config.get("fan_in_fan_out")))
             shape = (up.shape[0], down.shape[1])
             if (shape[::-1] if update.is_transposed else shape) != self.infos[target].shape:
@@ -85,7 +93,7 @@ class Adapter:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        config: dict[str, Any] = parse_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise MergeError(f"{folder / CONFIG_FILE}: cannot be read ({error})") from None
     if not isinstance(config, dict):
@@ -96,12 +104,14 @@ def _config(folder: Path) -> dict[str, Any]:
         )
     for key, value in _REFUSED.items():
         if config.get(key, value) not in (value, [], {}, None):
-            raise MergeError(f"{folder}: adapters with {key}={config[key]!r} cannot be merged")
+            raise MergeError(f"{folder}: adapters with {key}={shown(config[key])} cannot be merged")
     if config.get("peft_type") != "LORA" or config.get("rank_pattern") or config.get("alpha_pattern"):
         raise MergeError(f"{folder}: only LoRA of one rank and alpha can be merged")
     return config
 
 
 def _scale(config: dict[str, Any], rank: int) -> float:
-    alpha = float(config.get("lora_alpha", rank))
+    alpha = config.get("lora_alpha", rank)
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < _LARGEST_ALPHA:
+        raise MergeError(f"{CONFIG_FILE}: lora_alpha={shown(alpha)} is no scale of a LoRA adapter")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

@@ -5,7 +5,6 @@ library's `safe_open`, which maps the file, so that what was read counts as memo
 tensor for each slice.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from hvdkit.errors import MergeError
 from hvdkit.files.tensors import DTYPES
 from hvdkit.merge.files.interface import Info
+from hvdkit.untrusted import parse_json, shown
 
 _MOST_HEADER_BYTES = 100_000_000
 
@@ -65,23 +65,30 @@ class SafetensorsFile:
         if file_bytes < 8 or n_header > min(_MOST_HEADER_BYTES, file_bytes - 8):
             raise MergeError(f"{self._path}: is no safetensors file, or was cut short within its header")
         try:
-            header: dict[str, Any] = json.loads(os.pread(self._descriptor, n_header, 8))
+            header: dict[str, Any] = parse_json(os.pread(self._descriptor, n_header, 8))
             header.pop("__metadata__", None)
             unknown = [name for name, entry in header.items() if entry["dtype"] not in DTYPES]
             if unknown:
                 raise MergeError(
-                    f"{self._path}: {unknown[0]} has dtype {header[unknown[0]]['dtype']}, which is not known"
+                    f"{self._path}: {unknown[0]} has dtype {shown(header[unknown[0]]['dtype'])}, which is not known"
                 )
-            infos = {name: Info(DTYPES[entry["dtype"]], tuple(entry["shape"])) for name, entry in header.items()}
-            places = {name: tuple(entry["data_offsets"]) for name, entry in header.items()}
+            infos = {name: Info(DTYPES[entry["dtype"]], _whole(entry["shape"])) for name, entry in header.items()}
+            places = {name: _whole(entry["data_offsets"]) for name, entry in header.items()}
             starts = {name: 8 + n_header + begin for name, (begin, _) in places.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MergeError(f"{self._path}: its header cannot be understood ({error})") from None
         free = 0
         for name, (begin, end) in sorted(places.items(), key=lambda item: item[1]):
-            if begin != free or end - begin != infos[name].n_bytes or any(length < 0 for length in infos[name].shape):
+            if begin != free or end - begin != infos[name].n_bytes:
                 raise MergeError(f"{self._path}: the place of {name} does not fit its shape")
             free = end
         if 8 + n_header + free != file_bytes:
             raise MergeError(f"{self._path}: has {file_bytes:,} bytes and should have {8 + n_header + free:,}")
         return infos, starts
+
+
+def _whole(numbers: Any) -> tuple[int, ...]:
+    """`numbers`, a list of whole ones as a tensor's sizes and places may be. Raises ValueError for anything else."""
+    if not isinstance(numbers, list) or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        raise ValueError(f"{shown(numbers)} where whole numbers, 0 or more, were expected")
+    return tuple(numbers)

@@ -1,7 +1,6 @@
 """One submodel of a merge, in whatever files it lies, with the hash of what was read of it."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from hvdkit.merge.files.adapter import Adapter
 from hvdkit.merge.files.interface import Info, TensorFile
 from hvdkit.merge.files.safetensors_file import SafetensorsFile
 from hvdkit.merge.files.torch_file import TorchFile
+from hvdkit.untrusted import inside, parse_json, shown
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -66,10 +66,10 @@ class Submodel:
         self.folder = self._model_folder()
         for name in _WEIGHTS:
             if (self.folder / name).is_file():
-                return [_open_file(self.folder / name)]
+                return [_open_file(file_in(self.folder, name))]
             if (self.folder / f"{name}.index.json").is_file():
-                return [_open_file(self.folder / part) for part in _parts(self.folder / f"{name}.index.json")]
-        return [_open_file(part) for part in sorted(self.folder.glob("*.safetensors"))]
+                return [_open_file(file_in(self.folder, part)) for part in _parts(self.folder / f"{name}.index.json")]
+        return [_open_file(file_in(self.folder, part.name)) for part in sorted(self.folder.glob("*.safetensors"))]
 
     def _model_folder(self) -> Path:
         if not self.path.is_dir():
@@ -105,6 +105,16 @@ class _Hash:
         return self._hash.hexdigest()
 
 
+def file_in(folder: Path, name: str) -> Path:
+    """A file of a model folder that someone else may have made: links lead to no other folder (in Hugging Face's cache,
+    which is made of links, to no other model). Raises MergeError."""
+    is_cached = folder.absolute().parent.name == "snapshots"
+    try:
+        return inside(folder, name, folder.absolute().parents[1] if is_cached else folder)
+    except ValueError as error:
+        raise MergeError(f"{folder}: {error}; if you made that link, name the folder that it leads to") from None
+
+
 def _open_file(path: Path) -> TensorFile:
     if path.suffix == ".safetensors":
         return SafetensorsFile(path)
@@ -116,12 +126,12 @@ def _open_file(path: Path) -> TensorFile:
 def _parts(index: Path) -> list[str]:
     """The files that an index names, each once; none outside its folder."""
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise MergeError(f"{index}: cannot be understood ({error})") from None
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise MergeError(f"{index}: {name!r} points outside its folder")
-        if not (index.parent / name).is_file():
-            raise MergeError(f"{index}: names {name}, which is not there")
+        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+            raise MergeError(f"{index}: {shown(name)} points outside its folder")
+        if not file_in(index.parent, name).is_file():
+            raise MergeError(f"{index}: names {shown(name)}, which is not there")
     return sorted(names)

@@ -1,6 +1,7 @@
-"""Tells the stall check of what this rank asks of Horovod's engine, where ranks are on several nodes.
+"""Tells the stall check of what this rank asks of Horovod's engine, where the engine's own check says nothing.
 
-There an engine at rest does not cycle, so that its own check (horovod/common/stall_inspector.cc) cannot speak.
+That check (horovod/common/stall_inspector.cc) cannot speak where ranks are on several nodes, since an engine at rest
+does not cycle there, and is off where hvdkit's ends a stalled job.
 """
 
 import functools
@@ -51,7 +52,6 @@ def watched(wait: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _watch() -> Watch | None:
-    """The watch of this world, if its engine rests for good."""
+    """The watch of this world, if it follows the engine."""
     world = current_world()
-    rests = world is not None and world.comm is not None and world.local_size < world.size
-    return world.watch if world is not None and rests else None
+    return world.watch if world is not None and world.watch.follows_engine else None

@@ -7,8 +7,9 @@ from time import monotonic_ns, time_ns
 from typing import Any
 
 from hvdkit.runtime.engine import horovod
-from hvdkit.runtime.watch.open_collective import Begun, Open
-from hvdkit.runtime.watch.stall import StallCheck, make_stall_check
+from hvdkit.runtime.watch.notes import Post
+from hvdkit.runtime.watch.open_collective import AGREEMENT, Begun, Open
+from hvdkit.runtime.watch.stall import StallCheck, make_mpi_stall_check, make_stall_check
 from hvdkit.runtime.watch.timeline import Timeline, open_timeline
 
 
@@ -24,10 +25,13 @@ class Watch:
     Pairs nest: what is begun inside another one is drawn inside it, and the outermost counts for the stall check.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, comm: Any = None, mpi: Any = None) -> None:
+    def __init__(
+        self, rank: int = 0, size: int = 1, comm: Any = None, mpi: Any = None, *, follows_engine: bool = False
+    ) -> None:
         """Without a `comm` (under Gloo, in a world of one) nothing can stall here. Collective with one.
 
-        `comm` spans the `size` ranks and is duplicated; `mpi` is mpi4py's module.
+        `comm` spans the `size` ranks and is duplicated; `mpi` is mpi4py's module. With `follows_engine` it is told of
+        what this rank waits for in Horovod's engine, too, since the engine's own check is off or cannot speak.
         """
         self._pid = os.getpid()
         self._count = 0
@@ -39,8 +43,14 @@ class Watch:
         self._epoch_us = (time_ns() - monotonic_ns()) / 1000
         self._stall: StallCheck | None = None
         if comm is not None and size > 1:
-            self._stall = make_stall_check(self._open, self.begun, mpi, comm.Dup())
+            self._stall = make_mpi_stall_check(self._open, self.begun, mpi, comm.Dup())
         self._records = rank == 0
+        self.follows_engine = follows_engine
+        self._agreements = 0
+
+    def check_stalls_by(self, post: Post) -> None:
+        """Have the stall check speak to the other ranks by `post`, where there is no communicator. Collective."""
+        self._stall = make_stall_check(self._open, self.begun, post)
 
     def begin(
         self, name: str, kind: str, algorithm: str, nbytes: int, ranks: tuple[int, ...] | None = None
@@ -56,6 +66,16 @@ class Watch:
         around = self._open.get(thread)
         self._open[thread] = (monotonic_ns(), count, name, kind, algorithm, nbytes, ranks, around)
 
+    def begin_agreement(self, what: str) -> None:
+        """An exchange of objects between all ranks begins, which is waited for with more patience.
+
+        Ranks make them in one order, so that its number tells one from others; `what` is for the reader.
+        """
+        self._agreements += 1
+        name, thread = f"{self._agreements}: {what}", get_ident()
+        around = self._open.get(thread)
+        self._open[thread] = (monotonic_ns(), self._count, name, AGREEMENT, "objects", 0, None, around)
+
     def end(self) -> None:
         """The collective that began last on this thread has ended."""
         thread = get_ident()
@@ -63,7 +83,7 @@ class Watch:
         if ended[7] is not None:
             self._open[thread] = ended[7]
         timeline = self._timeline  # another thread may stop it meanwhile
-        if timeline is not None:
+        if timeline is not None and ended[3] != AGREEMENT:
             timeline.add(ended, monotonic_ns(), thread)
 
     def start_timeline(self, path: str) -> None:

@@ -7,10 +7,25 @@ one of the next communicator that gets the same number.
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 _unfinished: list[tuple[Any, bytes]] = []
 """Sends of communicators that are out of use; MPI may still read the buffers."""
+
+
+class Post(Protocol):
+    """Carries small JSON values between the `size` ranks; the methods of `Notes` say more."""
+
+    rank: int
+    size: int
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether what is sent arrives, unless the rank or the way to it is gone."""
+
+    def send(self, rank: int, value: Any) -> None: ...
+    def receive(self) -> Iterator[tuple[int, Any]]: ...
+    def close(self) -> None: ...
 
 
 class Notes:
@@ -18,6 +33,8 @@ class Notes:
 
     A value should stay below 4 KB, which MPI libraries send without waiting for the receiver.
     """
+
+    is_reliable = True
 
     def __init__(self, mpi: Any, comm: Any) -> None:
         self.rank: int = comm.Get_rank()

@@ -9,6 +9,9 @@ the ranks that take part (None: all), and the `Open` around it on the same threa
 Begun = tuple[str, str, "tuple[int, ...] | None"]
 """An operation that was begun and is waited for later: kind, name, and the ranks that take part (None: all)."""
 
+AGREEMENT = "agreement"
+"""The kind of an exchange of objects: ranks may come to it late for good reasons (one writes a checkpoint, say)."""
+
 
 def outermost(collective: Open) -> Open:
     """The collective that began first of those that are nested around this one."""

@@ -20,6 +20,7 @@ from hvdkit.merge.states import State, merge_states
 from hvdkit.models import LanguageModel, count_parameters, distinct_tensors, load_tensors, write_model
 from hvdkit.runtime import World, alone, divide_ranks, launch_info, together
 from hvdkit.runtime.dropin.functions import broadcast_parameters
+from hvdkit.train.agreement import check_same_start
 from hvdkit.train.config import TrainConfig
 from hvdkit.train.divide.merging import merge_by, read_rules
 from hvdkit.train.divide.report import conclude, introduce
@@ -41,6 +42,7 @@ class DivideJob:
 
     def __init__(self, world: World, config: TrainConfig) -> None:
         self.world, self.config = world, config
+        check_same_start(world, config)
         torch.set_num_threads(config.threads or world.threads)
         check_aggregation(world, config)
         domains = together(world, lambda: find_domains(config.divide or ()))

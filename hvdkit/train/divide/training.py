@@ -11,6 +11,7 @@ from hvdkit.runtime.dropin.functions import broadcast_parameters
 from hvdkit.runtime.engine import horovod
 from hvdkit.train.aggregation import WeighedAggregation
 from hvdkit.train.config import TrainConfig
+from hvdkit.train.drift import check_drift
 from hvdkit.train.job import make_optimizer
 from hvdkit.train.loop import Loop, Progress
 from hvdkit.train.report import Reporter, duration
@@ -38,6 +39,12 @@ def _train(
     def report(progress: Progress) -> None:
         reporter.progress(progress.step, progress.advanced, progress.loss, "nats/token", progress.tokens_per_s)
 
+    def after_step(step: int) -> None:
+        for line in loop.take_news():
+            reporter.say(line)
+        if config.check_every and step % config.check_every == 0:
+            check_drift(world, loop.aggregation, model, step)
+
     optimizer = DistributedOptimizer(
         make_optimizer(model, config), model.named_parameters(), compression=config.compression,
         strategy=config.strategy, process_set=process_set,
@@ -46,7 +53,7 @@ def _train(
     seed_generators(config.seed + 1 + world.rank)
     begun = time.perf_counter()
     reporter.begin()
-    loop.run(report, lambda step: None)
+    loop.run(report, after_step)
     reporter.close()
     reporter.say(f"  done in {duration(time.perf_counter() - begun)}")
     return loop.position

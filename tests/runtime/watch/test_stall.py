@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hvdkit.runtime.watch.limits import StallLimits, stall_limits
-from hvdkit.runtime.watch.stall import _ranks
+from hvdkit.runtime.words import ranks_in_words
 from tests.jobs import run_ranks, succeed
 from tests.runtime.test_failure import processes_of
 
@@ -102,6 +102,6 @@ def test_limits_are_horovods(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_ranks_in_words() -> None:
-    assert _ranks([3]) == "rank 3"
-    assert _ranks([3, 2]) == "ranks 2, 3"
-    assert _ranks([9, 1, 2, 3, 4, 6, 7]) == "ranks 1-4, 6, 7, 9"
+    assert ranks_in_words([3]) == "rank 3"
+    assert ranks_in_words([3, 2]) == "ranks 2, 3"
+    assert ranks_in_words([9, 1, 2, 3, 4, 6, 7]) == "ranks 1-4, 6, 7, 9"
