@@ -130,13 +130,13 @@ class Trial:
             return [f"no result: {problem}"]
 
     def _leftovers(self) -> list[str]:
-        alive = [path.read_text() for path in self.records.glob("alive-*.txt")]
+        told = [path.read_text() for name in ("failed.txt", "alive-*.txt") for path in self.records.glob(name)]
         left = [*self.left, *jobs.wait_for_none(self.mark)]
         left += [
             f"process left on {host.name}: {process.name()}" for host in self.hosts for process in host.processes()
         ]  # fmt: skip
         files = [f"{self.temporary}/{name} left" for name in sorted(jobs.entries(self.temporary))]
-        return [*alive, *left, *files, *place.shared_memory_left()]
+        return [*told, *left, *files, *place.shared_memory_left()]
 
     def _seconds_to_end(self) -> dict[int, float]:
         struck = [json.loads(path.read_text()) for path in self.records.glob("struck-*.json")]

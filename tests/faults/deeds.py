@@ -57,7 +57,8 @@ def is_launcher(process: psutil.Process) -> bool:
     """mpirun, or horovodrun where it starts ranks itself, over Gloo."""
     words = process.cmdline()
     is_gloo = any(word.endswith("horovodrun") for word in words[:3]) and "--gloo" in words
-    return process.name() in ("mpirun", "mpiexec") or is_gloo
+    # By the command line: the program that the wheel's mpirun is has another name.
+    return bool(words) and Path(words[0]).name in ("mpirun", "mpiexec") or is_gloo
 
 
 def is_supervisor(process: psutil.Process) -> bool:

@@ -136,7 +136,9 @@ def _case(number: int, kind: str, point: str, choose: random.Random) -> Case:
         earliest = (2 if kind == "bits flipped" else 1) * CHECKPOINT_EVERY + 2
         first = Fault("SIGKILL", "step", choose.randrange(ranks), choose.randrange(earliest, STEPS))
         faults = (first, Fault(kind, point, rank, 0, attempt=1))
-    by_hand = kind in (*DEATHS, *ERRORS, "disk full") and len(faults) == 1 and choose.random() < BY_HAND_SHARE
+    # At the end there is nothing left to go on with.
+    can_end = kind in (*DEATHS, *ERRORS, "disk full") and point != "end" and len(faults) == 1
+    by_hand = can_end and choose.random() < BY_HAND_SHARE
     return Case(number, faults, mode, launcher, ranks, not by_hand, two_hosts, choose.randrange(2**31))
 
 

@@ -17,7 +17,7 @@ import psutil
 
 from hvdkit.runtime import launch_info
 from tests.faults import points
-from tests.faults.deeds import BALLAST, deed, runs_in_any_thread
+from tests.faults.deeds import BALLAST, InjectedError, deed, runs_in_any_thread
 from tests.faults.plan import ABOVE, SAVING
 
 _PAUSE_S = 0.4
@@ -52,7 +52,13 @@ class Striker:
         if self._fault["kind"] in ABOVE:
             self._clock.pause_s = _PAUSE_S
         write_whole(self._record, json.dumps({**self._fault, "struck_in": self._clock.step, "time": time.time()}))
-        self._deed()
+        try:
+            self._deed()
+        except (InjectedError, MemoryError, SystemExit):
+            raise
+        except BaseException as problem:  # no fault, but one of these tests
+            write_whole(self._record.with_name("failed.txt"), f"the fault could not be made: {problem!r}")
+            raise
 
 
 def write_whole(path: Path, text: str) -> None:
