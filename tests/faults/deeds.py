@@ -56,9 +56,12 @@ _SIGNALS = {
 def is_launcher(process: psutil.Process) -> bool:
     """mpirun, or horovodrun where it starts ranks itself, over Gloo."""
     words = process.cmdline()
-    is_gloo = any(word.endswith("horovodrun") for word in words[:3]) and "--gloo" in words
-    # By the command line: the program that the wheel's mpirun is has another name.
-    return bool(words) and Path(words[0]).name in ("mpirun", "mpiexec") or is_gloo
+    if not words:
+        return False
+    # By the command line: the program that the wheel's mpirun is has another name, and `hvdkit run` calls horovodrun's
+    # main function.
+    is_gloo = any("horovodrun" in word for word in words[:3]) and "--gloo" in words
+    return is_gloo or Path(words[0]).name in ("mpirun", "mpiexec")
 
 
 def is_supervisor(process: psutil.Process) -> bool:
