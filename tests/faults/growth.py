@@ -34,7 +34,7 @@ class Bar:
 
 
 BARS = (
-    Bar("memory (PSS)", "MiB", lambda sample: sample.pss_bytes / _MIB, 16),
+    Bar("memory of its own", "MiB", lambda sample: sample.own_bytes / _MIB, 16),
     Bar("resident memory (RSS)", "MiB", lambda sample: sample.rss_bytes / _MIB, 16),
     Bar("open files", "files", lambda sample: float(sample.open_files), 1),
     Bar("threads", "threads", lambda sample: float(sample.threads), 1),

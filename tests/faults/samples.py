@@ -25,8 +25,9 @@ class Sample:
     rank: int
     pid: int
     rss_bytes: int
-    pss_bytes: int
-    """Memory shared by n processes counts a n-th in each."""
+    own_bytes: int
+    """Memory that is not of files; what n processes share counts a n-th in each. The whole PSS would rise when another
+    job that has the same libraries open ends."""
     open_files: int
     threads: int
     shared_bytes: int
@@ -39,9 +40,9 @@ def take(run_name: str, supervisor: int) -> list[Sample]:
     found = []
     for attempt, rank, process in [*ranks_of(run_name), *_one(supervisor)]:
         with suppress(psutil.Error, OSError):  # ended meanwhile
-            rss, pss = _memory(process.pid)
+            rss, own = _memory(process.pid)
             found.append(
-                Sample(now, attempt, rank, process.pid, rss, pss, process.num_fds(), process.num_threads(), shared)
+                Sample(now, attempt, rank, process.pid, rss, own, process.num_fds(), process.num_threads(), shared)
             )
     return found
 
@@ -87,7 +88,7 @@ def _memory(pid: int) -> tuple[int, int]:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, value = line.split()[:2]
         values[name] = int(value) * 1024
-    return values["Rss:"], values["Pss:"]
+    return values["Rss:"], values["Pss_Anon:"] + values["Pss_Shmem:"]
 
 
 def _shared_bytes() -> int:

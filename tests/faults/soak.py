@@ -111,9 +111,9 @@ def _watch(job: "subprocess.Popen[bytes]", out: Path, mark: str, options: argpar
         if now - last_told > 60:
             last_told = now
             ranks = [sample for sample in found if sample.rank >= 0]
-            pss = sum(sample.pss_bytes for sample in ranks) / 2**20
+            own = sum(sample.own_bytes for sample in ranks) / 2**20
             print(f"{(now - begun) / 60:.0f} of {options.minutes:g} min  {sum(struck.values())} faults  {len(ranks)} "
-                  f"ranks  {pss:.0f} MiB in all", flush=True)  # fmt: skip
+                  f"ranks  {own:.0f} MiB in all", flush=True)  # fmt: skip
     return struck
 
 

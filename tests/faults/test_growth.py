@@ -40,8 +40,8 @@ def lives(mib_per_hour: float, length_s: float = 600) -> list[Sample]:
 def test_memory(mib_per_hour: float, grows: bool) -> None:
     """Later attempts have more memory and more open files, each from its start on: that is no growth."""
     found = {growth.bar.name: growth for growth in growths(lives(mib_per_hour))}
-    assert abs(found["memory (PSS)"].per_hour - mib_per_hour) < 4
-    assert found["memory (PSS)"].is_too_much == grows
+    assert abs(found["memory of its own"].per_hour - mib_per_hour) < 4
+    assert found["memory of its own"].is_too_much == grows
     assert found["open files"].per_hour == 0 and not found["open files"].is_too_much
 
 
