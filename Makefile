@@ -15,7 +15,7 @@ GPU ?= auto
 NP ?= 8
 ARGS ?=
 VENV ?= .venv
-TEST_LIMIT_S ?= 3000
+TEST_LIMIT_S ?= 4200
 INPUTS ?= 20000
 
 BIN := $(VENV)/bin

@@ -88,8 +88,9 @@ def measure(arm: str, model: str, batch_size: int, steps: int, out: Path) -> Non
 
     from hvdkit.data import prepare_corpus
     from hvdkit.models import build_model
+    from hvdkit.train.aggregate import aggregate_with_hvdkit
+    from hvdkit.train.building import make_optimizer
     from hvdkit.train.config import TrainConfig
-    from hvdkit.train.job import aggregate_with_hvdkit, make_optimizer
     from hvdkit.train.loop import Loop
 
     config = TrainConfig(model=model, batch_size=batch_size, steps=steps, log_every=steps)

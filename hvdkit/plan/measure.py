@@ -28,8 +28,8 @@ from hvdkit.plan.footprint import Footprint, fake_batch, measure_footprint
 from hvdkit.plan.machine import Machine
 from hvdkit.runtime import World, die, end_job_on_error, gather_objects, init, share_object
 from hvdkit.runtime.world import usable_cores
+from hvdkit.train.building import make_optimizer
 from hvdkit.train.config import TrainConfig, parse
-from hvdkit.train.job import make_optimizer
 from hvdkit.train.loss import mean_loss
 from hvdkit.train.room import memory_limit
 

@@ -4,7 +4,8 @@ import re
 from dataclasses import dataclass
 
 from hvdkit.errors import ConfigError
-from hvdkit.train.config import TrainConfig, add_options, from_values, make_parser, option, read
+from hvdkit.train.command_line import add_options, from_values, make_parser, option, read
+from hvdkit.train.config import TrainConfig
 
 _PREFIXES = {
     "": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15,

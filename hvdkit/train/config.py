@@ -2,33 +2,22 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal
 
 from hvdkit.data import CorpusConfig
 from hvdkit.errors import ConfigError
-from hvdkit.untrusted import check_yaml, has_aliases, shown
+from hvdkit.train.command_line import add_options, from_values, make_parser, option, read
+from hvdkit.untrusted import shown
 
-if TYPE_CHECKING:
-    import jsonargparse
-
-Options = TypeVar("Options")
 Local = Literal["none", "sgd", "post-local", "diloco"]
-_LOADER = "hvdkit"
 ROUND_OPTIONS = (
     "sync_every", "outer_lr", "outer_momentum", "fragments", "overlap_steps", "outer_compression", "local_after",
     "local_level", "pace",
 )  # fmt: skip
 """What matters with `local` only."""
 Scaling = Literal["weak", "weak-linear-lr", "weak-sqrt-lr", "strong"]
-
-
-def option(default: Any, text: str) -> Any:
-    """A field with its help."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -266,66 +255,6 @@ def parse(argv: list[str] | None, defaults: Path | None = None) -> TrainConfig:
     parser = make_parser("hvdkit train", _DESCRIPTION, defaults)
     add_options(parser, TrainConfig)
     return from_values(TrainConfig, read(parser, argv))
-
-
-def make_parser(name: str, description: str, defaults: Path | None = None) -> "jsonargparse.ArgumentParser":
-    """A parser without options but `--config`; `defaults` is a YAML file."""
-    import jsonargparse
-
-    jsonargparse.set_loader(_LOADER, _load_checked, exceptions=(ValueError,))
-    parser = jsonargparse.ArgumentParser(prog=name, description=description, exit_on_error=False, parser_mode=_LOADER,
-                                         default_config_files=[str(defaults)] if defaults else [])  # fmt: skip
-    parser.add_argument("--config", action="config", help="a YAML file with the options below (underscores for dashes)")
-    return parser
-
-
-def _load_checked(text: str) -> Any:
-    """What jsonargparse loads of a configuration, which may come from elsewhere. Raises ValueError."""
-    import jsonargparse
-
-    check_yaml(text)
-    try:
-        value = jsonargparse.get_loader("yaml")(text)
-    except Exception as error:  # whatever PyYAML makes of a date or number that cannot be
-        raise ValueError(" ".join(str(error).split())) from None
-    for name, item in value.items() if isinstance(value, dict) else ():
-        # Texts where numbers should be are loaded once more, by jsonargparse itself.
-        if isinstance(item, str) and has_aliases(item):
-            raise ValueError("aliases (* and &) are not allowed")
-        # No option takes one, and jsonargparse stumbles over it where it expects a list.
-        if any(isinstance(inner, dict) for inner in (item if isinstance(item, list) else [item])):
-            raise ValueError(f"{shown(name)} cannot be a mapping")
-    return value
-
-
-def add_options(parser: "jsonargparse.ArgumentParser", kind: type[Any]) -> None:
-    """An option for each field of the dataclass `kind`, whose fields come from `option`."""
-    for item in fields(kind):
-        takes_several = item.name in ("data", "divide")
-        more: dict[str, Any] = {"nargs": "*"} if takes_several else {}
-        default = item.default_factory() if callable(item.default_factory) else item.default
-        kind_of: Any = str if takes_several else item.type
-        flag = f"--{item.name.replace('_', '-')}"
-        if item.type is bool:
-            more, kind_of = {"nargs": "?", "const": True}, bool
-        parser.add_argument(flag, type=kind_of, default=default, help=item.metadata["help"], **more)
-
-
-def read(parser: "jsonargparse.ArgumentParser", argv: list[str] | None) -> dict[str, Any]:
-    """The values that a command line gives. Raises ConfigError for anything it cannot read."""
-    import jsonargparse
-
-    try:
-        values: dict[str, Any] = parser.parse_args(argv).as_dict()
-    except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
-        text = " ".join(str(error).split())
-        raise ConfigError(f"{text} (`{parser.prog} --help` lists the options)") from None
-    return values
-
-
-def from_values(kind: type[Options], values: dict[str, Any]) -> Options:
-    """The dataclass `kind` with those of `values` that are its fields."""
-    return kind(**{item.name: values[item.name] for item in fields(kind)})  # type: ignore[arg-type]
 
 
 _DESCRIPTION = (

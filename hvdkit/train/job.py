@@ -2,105 +2,31 @@
 
 import math
 import os
-import resource
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hvdkit.checkpoint import Saver, find_model, random_state, seed_generators
-from hvdkit.data import Position, Tokenizer, has_tokenizer, load_tokenizer, prepare_corpus
+from hvdkit.data import Position, prepare_corpus
 from hvdkit.data.tokenizer import save_tokenizer
-from hvdkit.errors import CheckpointError, ConfigError
-from hvdkit.models import (
-    LanguageModel,
-    build_model,
-    copied_state,
-    count_parameters,
-    generate,
-    load_model,
-    load_weights,
-    write_model,
-)
-from hvdkit.runtime import RESUME_STATUS, World, gather_objects, launch_info, require_world, together
-from hvdkit.train.aggregation import Aggregation, ShardedAggregation, WeighedAggregation
+from hvdkit.errors import ConfigError
+from hvdkit.models import LanguageModel, copied_state, load_weights, write_model
+from hvdkit.runtime import RESUME_STATUS, World, launch_info, together
+from hvdkit.train.aggregate import Aggregate, aggregate_with_hvdkit, check_aggregation, shares_weights
 from hvdkit.train.agreement import check_same_model, check_same_start
+from hvdkit.train.building import initial_model, make_optimizer, tokenizer_of
 from hvdkit.train.config import TrainConfig
 from hvdkit.train.drift import check_drift
 from hvdkit.train.ending import EndedEarlyError, EndRequest
 from hvdkit.train.loop import Loop, Progress
 from hvdkit.train.loss import evaluate
-from hvdkit.train.metrics import Metrics, read_metrics
-from hvdkit.train.picture import draw_losses
-from hvdkit.train.report import Reporter, duration, plural, size
+from hvdkit.train.metrics import Metrics
+from hvdkit.train.report import Reporter
 from hvdkit.train.resume import Resumed
 from hvdkit.train.room import check_room
 from hvdkit.train.run_folder import make_run_folder
-
-Aggregate = Callable[[torch.optim.Optimizer, LanguageModel, TrainConfig], Aggregation]
-
-
-def aggregate_with_hvdkit(optimizer: torch.optim.Optimizer, model: LanguageModel, config: TrainConfig) -> Aggregation:
-    """Every rank starts from rank 0's weights; gradients go through `hvdkit.DistributedOptimizer`."""
-    import hvdkit.optim as optim
-    from hvdkit.runtime.dropin.functions import broadcast_parameters
-
-    if config.sharding:
-        return _sharded(optimizer, model, config)
-    if config.local != "none":
-        from hvdkit.train.local_aggregation import LocalAggregation
-
-        return LocalAggregation(optimizer, model, config)
-    broadcast_parameters(model.state_dict(), root_rank=0)
-    return WeighedAggregation(
-        optim.DistributedOptimizer(
-            optimizer, model.named_parameters(), compression=config.compression, strategy=config.strategy
-        )
-    )
-
-
-def _sharded(optimizer: torch.optim.Optimizer, model: LanguageModel, config: TrainConfig) -> Aggregation:
-    from hvdkit.collectives import NoRoomError
-    from hvdkit.sharding import shard
-
-    def cut(shares: bool) -> Any:
-        stage: Any = config.sharding
-        return shard(model, optimizer, stage, strategy=config.strategy, shared_weights=shares)[1]
-
-    try:
-        sharded = cut(_shares(require_world(), config))
-    except NoRoomError:  # on all ranks, before anything was changed
-        sharded = cut(False)
-    return ShardedAggregation(model, sharded, config.sharding)
-
-
-def _shares(world: World, config: TrainConfig) -> bool:
-    """Whether the node's ranks keep one copy of the weights: wherever that can be had, since the loop never writes to
-    a weight but by its optimizer. Collective at its first call."""
-    from hvdkit.sharding import can_share_weights
-
-    return config.sharding in (1, 2) and can_share_weights(world, config.strategy)
-
-
-def check_aggregation(world: World, config: TrainConfig) -> None:
-    """Raise ConfigError if gradients cannot be brought together in this world as `config` wants."""
-    from hvdkit.optim.compression import parse_compression
-    from hvdkit.optim.distributed import check_strategy
-
-    try:
-        compression = parse_compression(config.compression)
-        if config.sharding and compression is not parse_compression("none"):
-            raise ValueError(f"compression {config.compression} does not go with --sharding {config.sharding}")
-        parse_compression(config.outer_compression)
-        check_strategy(config.strategy, world, [world.device])
-    except ValueError as error:
-        raise ConfigError(f"--{str(error).replace('strategy=', 'strategy ', 1)}") from None
-    if config.local != "none":
-        from hvdkit.local import parse_schedule
-
-        parse_schedule(config.sync_every)
+from hvdkit.train.summary import introduce, summarise
 
 
 class Job:
@@ -133,7 +59,8 @@ class Job:
         seed_generators(config.seed)
         self.model = together(world, lambda: self._build(source))
         check_same_model(world, self.model)
-        together(world, lambda: check_room(world, self.model, config.sharding, shared_weights=_shares(world, config)))
+        shares = together(world, lambda: shares_weights(world, config))
+        together(world, lambda: check_room(world, self.model, config.sharding, shared_weights=shares))
         self.samples = self.corpus.samples("train", self.model.objective, config.context, config.seed)
         self.held_out = self.corpus.samples("validation", self.model.objective, config.context, config.seed)
         self.folder = self._make_folder()
@@ -144,7 +71,7 @@ class Job:
         self.loop = Loop(world, config, self.model, self.aggregation, self.samples, step, position)
         seed_generators(config.seed + 1 + world.rank)  # dropout differs per rank, weights do not
         if self.resumed:
-            self.resumed.restore(self.aggregation)
+            self.resumed.restore(self.aggregation, self.loop)
         self.saver = Saver(
             world, self.folder / "checkpoints", keep=config.keep, keep_best=config.keep_best,
             background=config.checkpoint_async, config=config.saved_values(),
@@ -163,7 +90,7 @@ class Job:
         if self.world.is_root:
             metrics = Metrics(self.folder, self.config.tensorboard, self.loop.step)
             self.config.write(self.folder / "config.yaml")
-        self._introduce()
+        introduce(self)
 
         def report(progress: Progress) -> None:
             loss = self._in_unit(progress.loss)
@@ -207,7 +134,7 @@ class Job:
             metrics.close()
         lines = [*self.aggregation.summarise(), *self.saver.lines()]
         with self.aggregation.whole():
-            self._summarise(time.monotonic() - started, lines)
+            summarise(self, time.monotonic() - started, lines)
         return self.validation_loss
 
     def save(self) -> Path:
@@ -222,7 +149,7 @@ class Job:
             "aggregation": common,
             "collectives": saved_choice(self.world),
         }
-        own = {"aggregation": own, "random": random_state(self.world.device)}
+        own = {"aggregation": own, "random": random_state(self.world.device), "loop": self.loop.state()}
         loss = self.validation_loss if self._evaluated_at == self.loop.step else None
         with self.aggregation.whole():
             copies = copied_state(self.model) if self.saver.background and self.world.is_root else None
@@ -296,109 +223,8 @@ class Job:
     def _in_unit(self, nats_per_token: float) -> float:
         return self.corpus.nats_per_byte(nats_per_token) if self._is_per_byte else nats_per_token
 
-    def _introduce(self) -> None:
-        world, config = self.world, self.config
-        hosts = len(set(gather_objects(world, world.hostname)))
-        batch = config.global_batch(world.size)
-        say = self.reporter.say
-        say(f"hvdkit train: {self.model.name}, {count_parameters(self.model):,} parameters, {config.precision}")
-        for line in self.corpus.describe():
-            say(line)
-        say(
-            f"{plural(world.size, 'rank')} on {plural(hosts, 'host')}, Horovod over {world.backend}, "
-            f"{world.device.type}, {plural(torch.get_num_threads(), 'thread')} per rank"
-        )
-        say(
-            f"{batch} sequences of {config.context} = {batch * config.context:,} tokens a step, {config.steps} steps, "
-            f"peak learning rate {config.peak_lr(world.size):.3g}"
-        )
-        say(f"--scaling {config.scaling}: {_SCALING[config.scaling]}")
-        for line in self.aggregation.describe():
-            say(line)
-        if self.resumed:
-            say(f"continued from {self.resumed.folder} at step {self.loop.step}")
-        say(f"run folder: {self.folder}")
-
-    def _summarise(self, seconds: float, lines: list[str]) -> None:
-        timing = self.loop.timing
-        peak = max(gather_objects(self.world, _peak_memory(self.world)))
-        if not self.world.is_root:
-            return
-        say = self.reporter.say
-        say(f"\ndone: {self.loop.step} steps, {duration(seconds)} (first step after {duration(self.first_step_s)})")
-        if timing.steps:
-            say(
-                f"  {timing.tokens / timing.seconds:,.0f} tokens/s, "
-                f"{timing.seconds / timing.steps * 1e3:.0f} ms a step, "
-                f"{timing.exposed_seconds / timing.seconds:.0%} of it exposed communication (rank 0), "
-                f"{size(timing.bytes_sent / timing.steps)} sent per step and rank"
-            )
-        say(f"  peak memory {size(peak)} per rank; validation loss {self.validation_loss:.4f} {self.unit}")
-        if self.loop.skipped:
-            what = "steps" if self.config.local == "none" else "steps of single ranks"
-            say(f"  {self.loop.skipped} {what} left out: their gradients were not finite")
-        for line in lines:
-            say(f"  {line}")
-        picture = self.folder / "loss.png"
-        if draw_losses(picture, f"{self.model.name}, {self.world.size} ranks", self.unit, read_metrics(self.folder)):
-            say(f"  loss curves: {picture}")
-        if self.model.objective == "causal" and self.config.sample_tokens:
-            text = generate(self.model, self.corpus.tokenizer, self.config.sample_prompt, self.config.sample_tokens)
-            say("\n".join(["  a sample:", *(f"    {line}" for line in text.splitlines())]))
-        say(f"  go on with `hvdkit generate {self.folder}` or `--resume {self.folder}`")
-
-
-_SCALING = {
-    "weak": "more ranks make the global batch larger, the learning rate stays",
-    "weak-linear-lr": "more ranks make the global batch larger and multiply the learning rate",
-    "weak-sqrt-lr": "more ranks make the global batch larger and multiply the learning rate by their square root",
-    "strong": "more ranks divide the same global batch, the learning rate stays",
-}
-
-
-def tokenizer_of(source: Path | None) -> Tokenizer | None:
-    """The tokenizer of the model in the folder `source`, if it has one."""
-    return load_tokenizer(source) if source is not None and has_tokenizer(source) else None
-
-
-def initial_model(config: TrainConfig, tokenizer: Tokenizer, source: Path | None) -> LanguageModel:
-    """The model that training starts from, on the CPU: that in the folder `source`, or a new one, with weights from
-    torch's generator. Raises CheckpointError if it does not take the run's tokens and sequences."""
-    if source is not None:
-        model = load_model(source)
-    else:
-        model = build_model(config.model, tokenizer.vocab_size, config.context, tokenizer)
-    if model.vocab_size < tokenizer.vocab_size or model.context < config.context:
-        raise CheckpointError(
-            f"{source}: its model takes {model.vocab_size} token ids and sequences of {model.context}, the run has "
-            f"{tokenizer.vocab_size} and {config.context}; use --context {model.context} or less"
-        )
-    return model.to(torch.float64 if config.precision == "float64" else torch.float32)
-
-
-def make_optimizer(model: LanguageModel, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW that decays matrices only, fused where this torch has a fused AdamW for the device."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    options: dict[str, Any] = {"lr": config.lr, "betas": (0.9, config.beta2)}
-    try:  # with copies, since a constructor that raises has written its options into them
-        return torch.optim.AdamW([dict(group) for group in groups], **options, fused=True)
-    except RuntimeError:  # CPUs before torch 2.4
-        return torch.optim.AdamW(groups, **options)
-
 
 def _process_age_s() -> float:
     """Seconds since this process started, on a clock that is never set."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _peak_memory(world: World) -> int:
-    """Bytes: of the GPU where there is one, else resident."""
-    if world.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(world.device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -69,35 +69,46 @@ class Loop:
         )
         self.check = GradientCheck(self.world, self.config.on_nonfinite, self.config.clip_norm)
         self.skipped = 0
+        self._window = LossSum()
         self._micro_batch = self.config.micro_batch(self.world.size)
         self._autocast = self.config.precision == "bf16"
 
     def run(self, report: Callable[[Progress], None], after_step: Callable[[int], None]) -> None:
         """Train to the last step. Collective. `after_step(steps done)` evaluates and saves when it is time."""
         self.model.train()
-        window, since, started = LossSum(), 0, time.perf_counter()
-        tokens, sent = 0, self.aggregation.cost()[0]
+        started, tokens, sent = time.perf_counter(), 0, self.aggregation.cost()[0]
+        timed = 0
         self.aggregation.reached(self.step)
         while self.step < self.config.steps:
             rate = self._set_learning_rate()
             window_part, step_tokens = self._one_step()
             self.aggregation.reached(self.step)
-            window.nats += window_part.nats
-            window.targets += window_part.targets
-            window.skipped += window_part.skipped
+            self._window.nats += window_part.nats
+            self._window.targets += window_part.targets
+            self._window.skipped += window_part.skipped
             tokens += step_tokens
-            since += 1
+            timed += 1
             if self.step % self.config.log_every == 0 or self.step == self.config.steps:
-                together = over_ranks(self.world, window)
+                together = over_ranks(self.world, self._window)
                 speed = tokens / (time.perf_counter() - started)
                 sent_by_now = self.aggregation.cost()[0]
-                self._count_skipped(window.skipped, together.skipped)
-                per_step = (sent_by_now - sent) / since
-                report(Progress(self.step, since, together.mean(), rate, speed, per_step, self.skipped))
-                window, since, tokens, sent, started = LossSum(), 0, 0, sent_by_now, time.perf_counter()
+                self._count_skipped(self._window.skipped, together.skipped)
+                per_step = (sent_by_now - sent) / timed
+                report(Progress(self.step, timed, together.mean(), rate, speed, per_step, self.skipped))
+                self._window = LossSum()
+                timed, tokens, sent, started = 0, 0, sent_by_now, time.perf_counter()
             paused = time.perf_counter()
             after_step(self.step)
             started += time.perf_counter() - paused  # evaluation and saving are not training time
+
+    def state(self) -> dict[str, float]:
+        """What this rank needs to report after these steps as if the run had never stopped."""
+        return {**vars(self._window), "skipped_before": self.skipped}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Go on from the `state()` of this rank."""
+        self.skipped = int(state["skipped_before"])
+        self._window = LossSum(state["nats"], int(state["targets"]), int(state["skipped"]))
 
     def take_news(self) -> list[str]:
         """What a user should know of the steps since the last call, in lines."""

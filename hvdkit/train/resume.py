@@ -14,6 +14,7 @@ from hvdkit.data import Position
 from hvdkit.errors import CheckpointError, HvdkitError
 from hvdkit.runtime import World
 from hvdkit.train.aggregation import Aggregation, SavedState
+from hvdkit.train.loop import Loop
 
 Say = Callable[[str], None]
 
@@ -62,8 +63,8 @@ class Resumed:
         if not choose_as_saved(self._world, self._common.get("collectives")):
             self.say("no saved choice of algorithms fits these ranks: they are chosen anew, by a probe")
 
-    def restore(self, aggregation: Aggregation) -> None:
-        """Give the optimizer and the random generators their state. Collective."""
+    def restore(self, aggregation: Aggregation, loop: Loop) -> None:
+        """Give the optimizer, the loop and the random generators their state. Collective."""
         checkpoint, world = self.checkpoint, self._world
         size = checkpoint.manifest.world_size
         state: dict[str, Any] = self._common.pop("aggregation")  # in use, cut perhaps, and not needed twice
@@ -77,6 +78,8 @@ class Resumed:
         except (ValueError, KeyError, HvdkitError) as error:
             raise CheckpointError(f"{checkpoint.folder}: its optimizer does not fit this run: {error}") from error
         if size == world.size:
-            restore_random_state(world.device, checkpoint.own(world.rank)["random"])
+            mine = checkpoint.own(world.rank)
+            loop.restore(mine["loop"])
+            restore_random_state(world.device, mine["random"])
         else:
             self.say(f"saved by {size} ranks, continued by {world.size}: every sample once, dropout drawn anew")

@@ -73,7 +73,7 @@ def install(point: str, reach: Reach, clock: Clock) -> None:
         "commit": lambda: wrap(Saver, "_commit", reached),
         "publish": lambda: _in_module("hvdkit.checkpoint.saver", "publish_folder", reached),
         "prune": lambda: _while_deleting(reach),
-        "end": lambda: wrap(Job, "_summarise", reached),
+        "end": lambda: _in_module("hvdkit.train.job", "summarise", reached),
         "resume": lambda: wrap(Resumed, "restore", reached),
     }
     if point in places:

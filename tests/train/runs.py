@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,11 @@ class WithDropout(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.head(self.dropout(self.embedding(tokens)))
         return logits
+
+
+class Slow(WithDropout):
+    """One whose steps take long enough for a test to come in between."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.05)
+        return super().forward(tokens)

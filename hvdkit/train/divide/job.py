@@ -20,14 +20,15 @@ from hvdkit.merge.states import State, merge_states
 from hvdkit.models import LanguageModel, count_parameters, distinct_tensors, load_tensors, write_model
 from hvdkit.runtime import World, alone, divide_ranks, launch_info, together
 from hvdkit.runtime.dropin.functions import broadcast_parameters
+from hvdkit.train.aggregate import check_aggregation
 from hvdkit.train.agreement import check_same_start
+from hvdkit.train.building import initial_model, tokenizer_of
 from hvdkit.train.config import TrainConfig
 from hvdkit.train.divide.merging import merge_by, read_rules
 from hvdkit.train.divide.report import conclude, introduce
 from hvdkit.train.divide.scores import Judge, Row, mean_row
 from hvdkit.train.divide.text import divide_text, prepare_domains
 from hvdkit.train.divide.training import train_apart, train_together
-from hvdkit.train.job import check_aggregation, initial_model, tokenizer_of
 from hvdkit.train.report import Reporter, plural
 from hvdkit.train.run_folder import make_run_folder
 
