@@ -62,11 +62,12 @@ def open_checkpoint(world: World, folder: Path) -> Checkpoint:
     return Checkpoint(folder, together(world, check))
 
 
-def open_newest(world: World, path: Path, say: Callable[[str], None]) -> Checkpoint:
+def open_newest(world: World, path: str | Path, say: Callable[[str], None]) -> Checkpoint:
     """The checkpoint that `path` means: itself, or the newest one of a run folder that is whole. Collective.
 
     Newer ones that are damaged are told to `say`. Raises CheckpointError on all ranks if there is none.
     """
+    path = Path(path)
     found = together(world, lambda: [path] if _is_complete(path) else list_checkpoints(path / "checkpoints"))
     found = share_object(world, found)
     for number, folder in enumerate(reversed(found)):

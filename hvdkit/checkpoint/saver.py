@@ -68,17 +68,17 @@ class Saver:
     """
 
     def __init__(
-        self, world: World, checkpoints: Path, *, keep: int = 2, keep_best: int = 1, background: bool = False,
+        self, world: World, checkpoints: str | Path, *, keep: int = 2, keep_best: int = 1, background: bool = False,
         config: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        self._world, self._checkpoints = world, checkpoints
+        self._world, self._checkpoints = world, Path(checkpoints)
         self._keep, self._keep_best, self._config = keep, keep_best, dict(config or {})
         self.background = background
         self.time = SavingTime()
         self.last_step: int | None = None
         """Of the checkpoint that was saved last by this object."""
         self._under_way: _UnderWay | None = None
-        together(world, lambda: remove_leftovers(checkpoints) if world.is_root else None)
+        together(world, lambda: remove_leftovers(self._checkpoints) if world.is_root else None)
 
     def save(
         self, step: int, common: State, own: State, write_model: WriteModel | None = None, *, model_bytes: int = 0,

@@ -123,7 +123,9 @@ class Job:
             if not last and self._may_end_at(step) and (signal := self._end.agreed()):
                 self._end_early(signal)
 
-        if self.loop.step == self.config.steps or (self.resumed is None and self.config.eval_every):
+        if self.loop.step == self.config.steps:  # the attempt before failed behind its last step, which it had noted
+            self._evaluate(self.loop.step, None)
+        elif self.resumed is None and self.config.eval_every:
             self._evaluate(self.loop.step, metrics)
         self.reporter.begin()
         with self._end.heeded():
