@@ -38,7 +38,7 @@ GPU_CHOICE := $(GPU)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: FORCE help setup train test test-% test-gloo fuzz lint article bench-% clean
+.PHONY: FORCE help setup train test test-% test-gloo fuzz lint chaos soak article bench-% clean
 
 help:
 	@echo "make setup            install everything into $(VENV) and build Horovod"
@@ -56,6 +56,8 @@ help:
 	@echo "make bench-plan       what hvdkit plan says of memory and time beside what training takes"
 	@echo "make bench-merge      merging models on disk beside mergekit and beside copying their bytes"
 	@echo "make bench-local      DiLoCo and Local SGD beside synchronous training: loss, bytes, time on a slow link"
+	@echo "make chaos            faults put into real jobs: 100 of them take an hour and more (ARGS=\"--faults 20 --seed 1\")"
+	@echo "make soak             an hour of training with faults and restarts: does anything grow? (ARGS=\"--minutes 5\")"
 	@echo "make article          every command of ARTICLE.md"
 	@echo "make clean            remove $(VENV) and build products"
 
@@ -113,6 +115,12 @@ lint: setup
 	ruff check .
 	ruff format --check .
 	mypy
+
+chaos: setup
+	$(strip python -m tests.faults.campaign $(ARGS))
+
+soak: setup
+	$(strip python -m tests.faults.soak $(ARGS))
 
 article: setup
 	python benchmarks/run_article.py

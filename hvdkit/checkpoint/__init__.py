@@ -19,7 +19,7 @@ from hvdkit.checkpoint.folder import (
     set_aside,
 )
 from hvdkit.checkpoint.manifest import Manifest
-from hvdkit.checkpoint.random_state import random_state, restore_random_state
+from hvdkit.checkpoint.random_state import random_state, restore_random_state, seed_generators
 from hvdkit.checkpoint.saver import Saver
 from hvdkit.checkpoint.structure import pack, unpack
 
@@ -37,6 +37,7 @@ __all__ = [
     "prune",
     "random_state",
     "restore_random_state",
+    "seed_generators",
     "set_aside",
     "unpack",
 ]

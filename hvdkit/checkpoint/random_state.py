@@ -7,6 +7,13 @@ import numpy as np
 import torch
 
 
+def seed_generators(seed: int) -> None:
+    """Set this process's generators as `seed` says, so that a run that begins anew draws the same."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
 def random_state(device: torch.device) -> dict[str, Any]:
     """Of all generators of this process that `restore_random_state` sets: nested data and tensors."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)

@@ -190,7 +190,7 @@ class Saver:
             pass
         except CheckpointError as problem:
             under_way.error = problem
-        except Exception as problem:
+        except BaseException as problem:  # a SystemExit would end this thread without a word, and rank 0's would wait
             under_way.error = _cannot(under_way.folder, problem)
         finally:
             under_way.part = None  # the copies
@@ -253,5 +253,5 @@ def _wait_for_mark(under_way: _UnderWay, rank: int) -> dict[str, Written]:
     return {name: Written(**entry) for name, entry in json.loads(mark.read_text(encoding="utf-8")).items()}
 
 
-def _cannot(folder: Path, problem: Exception) -> CheckpointError:
+def _cannot(folder: Path, problem: BaseException) -> CheckpointError:
     return CheckpointError(f"checkpoint {folder} cannot be written: {problem}")

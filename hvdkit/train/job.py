@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hvdkit.checkpoint import Saver, find_model, random_state
+from hvdkit.checkpoint import Saver, find_model, random_state, seed_generators
 from hvdkit.data import Position, prepare_corpus
 from hvdkit.data.tokenizer import save_tokenizer
 from hvdkit.errors import ConfigError
@@ -56,7 +56,7 @@ class Job:
         self.corpus = prepare_corpus(
             world, config.corpus, context=config.context, say=self.reporter.say, tokenizer=tokenizer
         )
-        torch.manual_seed(config.seed)
+        seed_generators(config.seed)
         self.model = together(world, lambda: self._build(source))
         check_same_model(world, self.model)
         shares = together(world, lambda: shares_weights(world, config))
@@ -69,7 +69,7 @@ class Job:
         self.aggregation = aggregate(make_optimizer(self.model, config), self.model, config)
         position = self.resumed.position if self.resumed else Position()
         self.loop = Loop(world, config, self.model, self.aggregation, self.samples, step, position)
-        torch.manual_seed(config.seed + 1 + world.rank)  # dropout differs per rank, weights do not
+        seed_generators(config.seed + 1 + world.rank)  # dropout differs per rank, weights do not
         if self.resumed:
             self.resumed.restore(self.aggregation, self.loop)
         self.saver = Saver(
@@ -123,7 +123,9 @@ class Job:
             if not last and self._may_end_at(step) and (signal := self._end.agreed()):
                 self._end_early(signal)
 
-        if self.loop.step == self.config.steps or (self.resumed is None and self.config.eval_every):
+        if self.loop.step == self.config.steps:  # the attempt before failed behind its last step, which it had noted
+            self._evaluate(self.loop.step, None)
+        elif self.resumed is None and self.config.eval_every:
             self._evaluate(self.loop.step, metrics)
         self.reporter.begin()
         with self._end.heeded():

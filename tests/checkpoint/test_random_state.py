@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hvdkit.checkpoint import Saver, load_checkpoint, random_state, restore_random_state
+from hvdkit.checkpoint import Saver, load_checkpoint, random_state, restore_random_state, seed_generators
 from hvdkit.runtime import World, gather_objects
 
 
@@ -31,3 +31,11 @@ def test_every_rank_draws_on_as_it_would_have(world: World, shared_path: Path) -
             seed(0)
         restore_random_state(world.device, state)
         assert draw() == wanted
+
+
+def test_a_seed_says_what_all_of_them_draw() -> None:
+    drawn = []
+    for seed in (7, 7, 2**32 + 8):
+        seed_generators(seed)
+        drawn.append(draw())
+    assert drawn[0] == drawn[1] and not set(drawn[0]) & set(drawn[2])

@@ -2,8 +2,7 @@
 
 import time
 
-import torch
-
+from hvdkit.checkpoint import seed_generators
 from hvdkit.data import Position, Samples
 from hvdkit.models import LanguageModel
 from hvdkit.optim import DistributedOptimizer
@@ -51,7 +50,7 @@ def _train(
         strategy=config.strategy, process_set=process_set,
     )  # fmt: skip
     loop = Loop(world, config, model, WeighedAggregation(optimizer), samples, position=start)
-    torch.manual_seed(config.seed + 1 + world.rank)
+    seed_generators(config.seed + 1 + world.rank)
     begun = time.perf_counter()
     reporter.begin()
     loop.run(report, after_step)
