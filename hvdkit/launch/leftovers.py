@@ -12,7 +12,7 @@ What really stays (Open MPI 4.1.8, Horovod 0.28.1, two ranks on one machine, loo
 | a rank | none: mpirun ends the others | none |
 | mpirun | none that use MPI, which miss it; all others, and what the ranks started | both as in the next line |
 | mpirun and all ranks | none | `vader_segment.*` in /dev/shm, the session folder `ompi.HOST.UID/pid.N` |
-| horovodrun over Gloo | none: its children notice | none |
+| horovodrun over Gloo | none: they notice | `sem.mp-*` in /dev/shm, if its resource tracker is killed too |
 """
 
 import argparse
@@ -36,6 +36,7 @@ _DAEMONS = {"orted", "prted", "hydra_pmi_proxy"}
 _RANK_VARIABLES = {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "HOROVOD_RANK"}
 _GRACE_S = 10.0
 _NOTICE_S = 1.0
+_TRACKER_S = 3.0
 
 
 def session_folder(run_name: str, parent: str) -> Path:
@@ -78,11 +79,15 @@ def end_processes(run_name: str, grace_s: float = _GRACE_S) -> int:
     killed: set[int] = set()
     deadline = time.monotonic() + grace_s
     while (found := processes_of(run_name)) and time.monotonic() < deadline:
-        for process in found:
+        # A resource tracker ends when those that it serves have, and removes the semaphores that they left.
+        doomed = [process for process in found if not _is_tracker(process)]
+        if not doomed:
+            _, doomed = psutil.wait_procs(found, timeout=_TRACKER_S)
+        for process in doomed:
             with suppress(psutil.Error):
                 process.kill()
                 killed.add(process.pid)
-        psutil.wait_procs(found, timeout=1)
+        psutil.wait_procs(doomed, timeout=1)
     return len(killed)
 
 
@@ -115,6 +120,13 @@ def _members(run_name: str) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
                 environ = process.environ()
                 if environ.get(RUN_NAME) == run_name and process.status() != psutil.STATUS_ZOMBIE:
                     yield process, environ
+
+
+def _is_tracker(process: psutil.Process) -> bool:
+    """Whether it is one of Python's multiprocessing."""
+    with suppress(psutil.Error):
+        return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
+    return False
 
 
 def _own(folder: Path) -> list[Path]:
