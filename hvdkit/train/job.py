@@ -25,7 +25,7 @@ from hvdkit.train.metrics import Metrics
 from hvdkit.train.report import Reporter
 from hvdkit.train.resume import Resumed
 from hvdkit.train.room import check_room
-from hvdkit.train.run_folder import make_run_folder
+from hvdkit.train.run_folder import Claim, make_run_folder
 from hvdkit.train.summary import introduce, summarise
 
 
@@ -64,6 +64,7 @@ class Job:
         self.samples = self.corpus.samples("train", self.model.objective, config.context, config.seed)
         self.held_out = self.corpus.samples("validation", self.model.objective, config.context, config.seed)
         self.folder = self._make_folder()
+        self._claim = together(world, lambda: Claim(self.folder) if world.is_root else None)
         if self.resumed and self._chooses():
             self.resumed.choose_as_then()
         self.aggregation = aggregate(make_optimizer(self.model, config), self.model, config)
@@ -137,6 +138,8 @@ class Job:
         lines = [*self.aggregation.summarise(), *self.saver.lines()]
         with self.aggregation.whole():
             summarise(self, time.monotonic() - started, lines)
+        if self._claim is not None:
+            self._claim.release()
         return self.validation_loss
 
     def save(self) -> Path:

@@ -1,7 +1,9 @@
 """The folder of a run: made once, never taken over from another run."""
 
+import fcntl
 import os
 import time
+import weakref
 from pathlib import Path
 
 from hvdkit.errors import ConfigError
@@ -31,6 +33,27 @@ def make_run_folder(world: World, out: str | None, *, is_ours: bool = False) -> 
             error = ConfigError(f"the run's folder {folder} cannot be written: {problem.strerror or problem}")
     raise_together(world, error)
     return share_object(world, folder)
+
+
+class Claim:
+    """That this process alone writes into the folder of a run, as long as it lives or until `release`.
+
+    A lock on the folder itself, so that no file is left and a process that is killed lets go of it. Where the file
+    system has no locks the claim holds nothing. Raises ConfigError if another process has it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        self.release = weakref.finalize(self, os.close, self._descriptor)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise ConfigError(
+                f"{folder} is being written by another job that still runs; wait for it, or end it"
+            ) from None
+        except OSError:
+            pass
 
 
 def saved_config(path: Path) -> Path | None:

@@ -143,3 +143,13 @@ def test_init_from_takes_weights_and_tokenizer(world: World, shared_path: Path) 
     assert resumed.model.name == "gpt-toy" and resumed.loop.step == 1
     for mine, theirs in zip(resumed.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+def test_a_run_that_still_goes_on_is_not_taken_over(world: World, shared_path: Path) -> None:
+    data, folder = write_text_together(world, shared_path / "text"), shared_path / "run"
+    run(world, configure(data, folder, steps=2))
+    first = Job(world, read_configuration(["--resume", str(folder), "--steps", "3"]))
+    with pytest.raises(ConfigError, match="run is being written by another job that still runs"):
+        Job(world, read_configuration(["--resume", str(folder), "--steps", "4"]))
+    first.run()
+    assert run(world, read_configuration(["--resume", str(folder), "--steps", "4"])).loop.step == 4
