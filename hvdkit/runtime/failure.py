@@ -6,6 +6,7 @@ raises a SystemExit that notes when the interpreter itself, and not a handler in
 """
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -49,30 +50,44 @@ def fail_job(error: BaseException, rank: int, size: int) -> NoReturn:
         die(str(error))  # every rank is alone, so that no abort of rank 0's would silence the others
     lost = lost_another_rank(error)
     time.sleep(_GRACE_S * (1 + min(rank, 8) / 2) if lost else _GRACE_S * (rank > 0))
-    if isinstance(error, LaunchError) and rank > 0:
-        text = ""
-    elif isinstance(error, HvdkitError):
-        text = f"hvdkit: rank {rank} of {size} failed, the job ends: {error}\n"
-    else:
-        trace = "".join(traceback.format_exception(error, chain=not lost))
-        text = f"hvdkit: rank {rank} of {size} failed, the job ends:\n{trace}"
-    _write(text)
-    leave(1)
+    try:
+        if isinstance(error, LaunchError) and rank > 0:
+            text = ""
+        elif isinstance(error, HvdkitError):
+            text = f"hvdkit: rank {rank} of {size} failed, the job ends: {error}\n"
+        else:
+            trace = "".join(traceback.format_exception(error, chain=not lost))
+            text = f"hvdkit: rank {rank} of {size} failed, the job ends:\n{trace}"
+        _write(text)
+    except MemoryError:
+        os.write(2, b"hvdkit: a rank failed, the job ends: it has no memory left\n")
+    finally:
+        leave(1)
 
 
 def leave(status: int) -> NoReturn:
     """Leave at once with `status`, without waiting for other ranks: MPI_Abort where MPI has some, else `os._exit`."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    module = sys.modules.get("mpi4py.MPI")
-    running = module is not None and module.Is_initialized() and not module.Is_finalized()
-    if module is not None and running and module.COMM_WORLD.Get_size() > 1:
-        time.sleep(0.1)  # mpirun forwards what was written before it learns of the abort
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        module = sys.modules.get("mpi4py.MPI")
+        running = module is not None and module.Is_initialized() and not module.Is_finalized()
+        if module is not None and running and module.COMM_WORLD.Get_size() > 1:
+            time.sleep(0.1)  # mpirun forwards what was written before it learns of the abort
+            _end_anyway(status)
+            module.COMM_WORLD.Abort(status)
+    finally:  # whatever went wrong: this process may have no memory left
+        os._exit(status)
+
+
+def _end_anyway(status: int) -> None:
+    """See to it that this process ends in `_ABORT_S`, should MPI_Abort hang."""
+    try:
         last_resort = threading.Timer(_ABORT_S, os._exit, [status])
         last_resort.daemon = True
         last_resort.start()
-        module.COMM_WORLD.Abort(status)
-    os._exit(status)
+    except (RuntimeError, MemoryError):  # no room for a thread; an alarm ends a process that does not handle it
+        signal.alarm(int(_ABORT_S))
 
 
 class FailureHooks:

@@ -13,7 +13,7 @@ import torch
 from tests.elastic.problem import losses_of, new_data, new_model
 from tests.jobs import run_program, succeed
 
-JOB = Path(__file__).with_name("job.py")
+JOB = "tests.elastic.job"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def command(folder: Path, plan: Plan, hosts: str, *options: str, workers: int, m
         "--host-discovery-script",
         str(discovery),
     ]
-    return ["horovodrun", *elastic, *options, sys.executable, str(JOB), str(folder), module]
+    return ["horovodrun", *elastic, *options, sys.executable, "-m", JOB, str(folder), module]
 
 
 def run_job(folder: Path, plan: Plan, hosts: str, *, workers: int, module: str = "hvdkit") -> dict[str, Any]:
