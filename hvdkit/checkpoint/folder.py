@@ -68,7 +68,7 @@ def open_newest(world: World, path: str | Path, say: Callable[[str], None]) -> C
     Newer ones that are damaged are told to `say`. Raises CheckpointError on all ranks if there is none.
     """
     path = Path(path)
-    found = together(world, lambda: [path] if _is_complete(path) else list_checkpoints(path / "checkpoints"))
+    found = together(world, lambda: [path] if _is_complete(path) else _all(path / "checkpoints"))
     found = share_object(world, found)
     for number, folder in enumerate(reversed(found)):
         try:
@@ -101,11 +101,9 @@ def find_model(path: Path) -> Path:
     raise CheckpointError(f"{path} holds no model: name a run folder, a checkpoint, or a folder with config.json")
 
 
-def list_checkpoints(checkpoints: Path) -> list[Path]:
+def list_checkpoints(checkpoints: str | Path) -> list[Path]:
     """The complete checkpoints in the folder `checkpoints`, the oldest first."""
-    # A copy that someone made beside them (step-00000100-good) is not ours to choose or delete.
-    found = (path for path in checkpoints.glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name) and _is_complete(path))
-    return sorted(found, key=lambda path: int(path.name[len(_PREFIX) :]))
+    return [path for path in _all(Path(checkpoints)) if _is_complete(path)]
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -116,10 +114,10 @@ def folder_of(checkpoints: Path, step: int) -> Path:
 def set_aside(checkpoints: Path, after: Path) -> None:
     """Rename the checkpoints that are newer than `after`, damaged ones, out of the way of a run that goes on there.
 
-    Not collective: call it on one rank.
+    They become `step-00000100.damaged`, for a person to look at. Not collective: call it on one rank.
     """
-    for folder in list_checkpoints(checkpoints):
-        if int(folder.name[len(_PREFIX) :]) > int(after.name[len(_PREFIX) :]):
+    for folder in _all(checkpoints):
+        if _step(folder) > _step(after):
             aside = folder.with_name(folder.name + _DAMAGED)
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
@@ -159,6 +157,16 @@ def _validation_loss(folder: Path) -> float:
     except CheckpointError:
         loss = None
     return math.inf if loss is None or math.isnan(loss) else loss
+
+
+def _all(checkpoints: Path) -> list[Path]:
+    """Whole and damaged, the oldest first."""
+    # A copy that someone made beside them (step-00000100-good) is not ours to choose or delete.
+    return sorted((path for path in checkpoints.glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name)), key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name[len(_PREFIX) :])
 
 
 def _is_complete(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """The manifest of a checkpoint: what wrote it, and the length and hash of every other file of its folder."""
 
 import json
+import math
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 
 from hvdkit.errors import CheckpointError
 from hvdkit.files.hashes import hash_file
@@ -17,6 +19,7 @@ from hvdkit.untrusted import inside, parse_json, shown
 MANIFEST = "manifest.json"
 _FORMAT = 2
 _HASH_DIGITS = 32
+_SEAL = "xxh3_128_of_the_rest"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,15 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of the file."""
-        return json.dumps({"format": _FORMAT, **asdict(self)}, indent=1)
+        loss = (
+            self.validation_loss if self.validation_loss is not None and math.isfinite(self.validation_loss) else None
+        )
+        return sealed({"format": _FORMAT, **asdict(self), "validation_loss": loss})
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """`content` as JSON, with a hash of all of it."""
+    return json.dumps({**content, _SEAL: _hash(content)}, indent=1)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -86,6 +97,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _hash(content: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in content.items() if key != _SEAL}
+    return xxhash.xxh3_128_hexdigest(json.dumps(rest, sort_keys=True).encode())
+
+
 def _checked(folder: Path, content: Mapping[str, Any]) -> Manifest:
     step, world_size, loss = content["step"], content["world_size"], content["validation_loss"]
     if not (_is_count(step) and _is_count(world_size) and world_size > 0):
@@ -103,6 +119,8 @@ def _checked(folder: Path, content: Mapping[str, Any]) -> Manifest:
             raise ValueError(f"{name}: {shown(entry)} is no length and hash")
         _check_inside(folder, name)
         files[name] = Written(n_bytes, digest)
+    if content[_SEAL] != _hash(content):
+        raise ValueError("its manifest is not what was written")
     return Manifest(step, world_size, files, loss, content["config"], content["versions"])
 
 

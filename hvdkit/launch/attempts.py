@@ -10,6 +10,7 @@ and an ended job is what is restarted here.
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -72,6 +73,7 @@ def supervise_job(wanted: Wanted, site: Site, how: Supervision, show: Callable[[
         raise LaunchError(f"a job named {how.run_name} is running on this machine; end it, or take another name")
     site = replace(site, exported=tuple(sorted({*site.exported, RUN_NAME, ATTEMPT})))
     where = Everywhere(how.run_name, wanted.hosts, session_folder(how.run_name, _parent_folder(wanted)))
+    _make_private(where.folder)
     account = Account(how.run_name, how.first_attempt, how.log)
     with Signals() as signals, Guard(where) as guard:
         return _Job(wanted, site, how, show, signals, where, account, guard).run()
@@ -164,6 +166,14 @@ class _Job:
         if left:
             self.account.say(f"processes that it left behind were ended: {', '.join(left)}")
         return answers
+
+
+def _make_private(folder: Path) -> None:
+    """Make the session folder for this user alone; its name can be guessed. Raises LaunchError if it is another's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise LaunchError(f"{folder} is there already and others may write into it; remove it, or take another name")
 
 
 def _parent_folder(wanted: Wanted) -> str:

@@ -22,6 +22,8 @@ def supervision(options: argparse.Namespace) -> Supervision | None:
         if useless:
             raise LaunchError(f"{useless[0]} is for jobs that are started again; add --max-restarts N")
         return None
+    if options.restart_window == 0:
+        raise LaunchError("--restart-window 0 allows restarts without end; give a time, or leave it out")
     policy = RestartPolicy(options.max_restarts, options.restart_window, options.backoff, options.quick_failure)
     return Supervision(
         policy=policy,

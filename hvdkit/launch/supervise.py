@@ -5,7 +5,8 @@ ends alone and leaves the job running.
 
 Launchers that are told to end leave their ranks no time to save: Open MPI kills them a second later, horovodrun over
 Gloo five seconds later. So where the ranks can be told directly, they are, and the launcher only if the job has not
-ended `grace_s` later, or at a second signal.
+ended `grace_s` later, or at a second signal. The launcher has a session of its own then: what a terminal or `timeout`
+sends to all of this one does not reach it.
 """
 
 import signal
@@ -44,6 +45,7 @@ def run_launcher(
             command,
             executable=program,
             env=environment,
+            start_new_session=tell_ranks is not None,
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before) and None,
         )
         if on_start is not None:
@@ -57,8 +59,9 @@ def run_launcher(
             if received is None:
                 deadline = None
                 forward(child.pid, signals.told or signal.SIGTERM)
-            # A terminal's Ctrl-C (a code above 0) reaches the launcher without us: twice would make it cut short.
-            elif received.si_signo in FORWARDED and received.si_code <= 0:
+            # A terminal's Ctrl-C (a code above 0) reaches a launcher in our session without us: twice would make it cut
+            # short.
+            elif received.si_signo in FORWARDED and (received.si_code <= 0 or tell_ranks is not None):
                 number, is_first = received.si_signo, signals.told is None
                 signals.note(number)
                 # Told over ssh: programs that are started meanwhile should not inherit what is blocked here.

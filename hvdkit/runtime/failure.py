@@ -7,6 +7,7 @@ raises a SystemExit that notes when the interpreter itself, and not a handler in
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from hvdkit.runtime.launcher import launch_info
 
 _GRACE_S = 1.0
 _ABORT_S = 5.0
+_ALONE_S = 4.0
 """How long MPI_Abort may take: where the network to mpirun is cut it may not come back."""
 
 
@@ -30,12 +32,15 @@ def die(message: str, status: int = 1) -> NoReturn:
     """End this process because of a fault that every rank sees alike (bad options, a missing file).
 
     Rank 0, as the launcher announced it, prints `message` in one write; the others wait a moment first, since the
-    launcher stops every rank as soon as one of them ends with a status other than 0. Works before MPI has started.
+    launcher stops every rank as soon as one of them ends with a status other than 0. One that lives on is the only one
+    that met the fault, and says so. Works before MPI has started.
     """
-    if launch_info().rank == 0:
+    launch = launch_info()
+    if launch.rank == 0:
         _write(f"hvdkit: error: {message}\n")
     else:
-        time.sleep(_GRACE_S)
+        time.sleep(_ALONE_S)
+        _write(f"hvdkit: error on rank {launch.rank} of {launch.size}, {socket.gethostname()}: {message}\n")
     sys.stdout.flush()
     leave(status)
 

@@ -9,7 +9,7 @@ from hvdkit.errors import HvdkitError
 from hvdkit.runtime import RESUME_STATUS, die, end_job_on_error, end_with, init, launch_info, limit_hangs
 from hvdkit.train.attempt import for_attempt
 from hvdkit.train.config import TrainConfig, parse
-from hvdkit.train.ending import EndedEarlyError
+from hvdkit.train.ending import EndedEarlyError, EndRequest
 from hvdkit.train.run_folder import saved_config
 
 DEFAULT_HANG_TIMEOUT_S = 60
@@ -20,14 +20,15 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     config = for_attempt(_read_quietly(words), launch_info())
     limit_hangs(config.hang_timeout, default_s=DEFAULT_HANG_TIMEOUT_S)
-    with end_job_on_error():
+    end = EndRequest()
+    with end_job_on_error(), end.heeded() if config.divide is None else contextlib.nullcontext():
         # Averaging gradients within a node takes a process set per node.
         world = init(process_sets="dynamic" if config.local_level == "nodes" else None)
         if config.divide is None:
             from hvdkit.train.job import Job
 
             try:
-                Job(world, config).run()
+                Job(world, config, end=end).run()
             except EndedEarlyError:
                 end_with(RESUME_STATUS)
         else:

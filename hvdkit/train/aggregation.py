@@ -96,6 +96,9 @@ class Aggregation(Protocol):
     def reached(self, step: int) -> None:
         """`step` steps of the run are done: called before the first step, and after each. Collective."""
 
+    def meetings(self) -> int | None:
+        """How often ranks have met since they began to train apart, the same on all; None where every step is one."""
+
     def news(self) -> list[str]:
         """What a user should know of it now, in lines, each told once."""
 
@@ -181,6 +184,10 @@ class WeighedAggregation:
 
     def reached(self, step: int) -> None:
         """See `Aggregation`."""
+
+    def meetings(self) -> int | None:
+        """See `Aggregation`."""
+        return None
 
     def news(self) -> list[str]:
         """See `Aggregation`."""

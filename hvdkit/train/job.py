@@ -32,7 +32,10 @@ from hvdkit.train.summary import introduce, summarise
 class Job:
     """A run on all ranks. Making it is collective and checks everything that can be checked before training."""
 
-    def __init__(self, world: World, config: TrainConfig, aggregate: Aggregate = aggregate_with_hvdkit) -> None:
+    def __init__(
+        self, world: World, config: TrainConfig, aggregate: Aggregate = aggregate_with_hvdkit,
+        end: EndRequest | None = None,
+    ) -> None:  # fmt: skip
         self.world, self.config = world, config
         check_same_start(world, config)
         check_aggregation(world, config)
@@ -53,6 +56,10 @@ class Job:
             self.reporter.say(note)
         if self.resumed:
             self.resumed.say = self.reporter.say
+            for line in self.resumed.changes(config):
+                self.reporter.say(line)
+        elif launch_info().attempt:
+            self.reporter.say(f"no checkpoint in {config.out}: the run begins anew")
         self.corpus = prepare_corpus(
             world, config.corpus, context=config.context, say=self.reporter.say, tokenizer=tokenizer
         )
@@ -77,7 +84,8 @@ class Job:
             world, self.folder / "checkpoints", keep=config.keep, keep_best=config.keep_best,
             background=config.checkpoint_async, config=config.saved_values(),
         )  # fmt: skip
-        self._end = EndRequest(world)
+        self._end = end
+        self._rounds = 0
         self._is_per_byte = self.model.objective == "causal"
         self.unit = "nats/byte" if self._is_per_byte else "nats/token"
         self.validation_loss = float("nan")
@@ -121,16 +129,17 @@ class Job:
                 self._evaluate(step, metrics)
             if last or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
                 self.save()
-            if not last and self._may_end_at(step) and (signal := self._end.agreed()):
-                self._end_early(signal)
+            if not last:
+                self._end_if_told(step)
 
         if self.loop.step == self.config.steps:  # the attempt before failed behind its last step, which it had noted
             self._evaluate(self.loop.step, None)
         elif self.resumed is None and self.config.eval_every:
             self._evaluate(self.loop.step, metrics)
         self.reporter.begin()
-        with self._end.heeded():
-            self.loop.run(report, after_step)
+        if self.loop.step < self.config.steps:
+            self._end_if_told(0)
+        self.loop.run(report, after_step)
         self.saver.finish()
         self.reporter.close()
         if metrics is not None:
@@ -168,13 +177,18 @@ class Job:
                 self.loop.step, common, own, write, model_bytes=model_bytes, validation_loss=loss
             )  # fmt: skip
 
-    def _may_end_at(self, step: int) -> bool:
-        """Whether ranks meet here to agree on an end: in every step where they meet anyway, else now and then."""
-        return self.config.local == "none" or step % self.config.log_every == 0
+    def _end_if_told(self, step: int) -> None:
+        """Save, say how to go on, and raise EndedEarlyError, if a rank was told to end.
 
-    def _end_early(self, signal: str) -> None:
-        """Save what there is, and say how to go on. Collective."""
-        if self.saver.last_step != self.loop.step:
+        Collective wherever ranks meet anyway: after every step, with local updates after every round and report.
+        """
+        rounds = self.aggregation.meetings()
+        meet = rounds is None or rounds != self._rounds or step % self.config.log_every == 0
+        self._rounds = rounds or 0
+        if self._end is None or not meet or (signal := self._end.agreed(self.world)) is None:
+            return
+        is_saved = self.resumed is not None and self.resumed.step == self.loop.step
+        if self.saver.last_step != self.loop.step and not (is_saved and self.config.out is None):
             self.save()
         self.saver.finish()
         self.reporter.close()

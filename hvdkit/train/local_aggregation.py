@@ -120,6 +120,10 @@ class LocalAggregation(WeighedAggregation):
         if step == self._config.steps:
             self._rounds.synchronize()
 
+    def meetings(self) -> int | None:
+        """See `Aggregation`."""
+        return self._rounds.statistics.rounds if self._in_rounds else None
+
     def news(self) -> list[str]:
         """See `Aggregation`."""
         told, self._rounds.news = self._rounds.news, []

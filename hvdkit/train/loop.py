@@ -103,11 +103,13 @@ class Loop:
 
     def state(self) -> dict[str, float]:
         """What this rank needs to report after these steps as if the run had never stopped."""
-        return {**vars(self._window), "skipped_before": self.skipped}
+        check = {"check_skipped": self.check.skipped, "check_in_a_row": self.check.in_a_row}
+        return {**vars(self._window), "skipped_before": self.skipped, **check}
 
     def restore(self, state: dict[str, float]) -> None:
         """Go on from the `state()` of this rank."""
         self.skipped = int(state["skipped_before"])
+        self.check.skipped, self.check.in_a_row = int(state["check_skipped"]), int(state["check_in_a_row"])
         self._window = LossSum(state["nats"], int(state["targets"]), int(state["skipped"]))
 
     def take_news(self) -> list[str]:

@@ -52,10 +52,12 @@ def _cut(path: Path, last_step: int) -> None:
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
+            item = json.loads(line)
         except ValueError:
             continue  # the line that was being written when the run was killed
+        step = item.get("step") if isinstance(item, dict) else None
+        if not isinstance(step, int) or step <= last_step:  # someone else's lines stay
+            kept.append(line + "\n")
     beside = path.with_suffix(".part")
     beside.write_text("".join(kept), encoding="utf-8")
     beside.replace(path)

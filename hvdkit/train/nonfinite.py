@@ -35,7 +35,8 @@ class GradientCheck:
     """Steps that this rank left out."""
     news: list[str] = field(default_factory=list)
     """What to tell a person; whoever shows it clears it."""
-    _in_a_row: int = 0
+    in_a_row: int = 0
+    """Of them, those since the last step that was taken."""
 
     def begin_step(self, aggregation: Aggregation) -> None:
         """Before the step's first backward."""
@@ -51,21 +52,21 @@ class GradientCheck:
             return True
         norm = aggregation.grad_norm()
         if self.policy == "ignore" or bool(torch.isfinite(norm)):
-            self._in_a_row = 0
+            self.in_a_row = 0
             if self.clip_norm:
                 factor = float(self.clip_norm / (norm + 1e-6))
                 if not factor >= 1.0:  # NaN, too
                     aggregation.scale(factor)
             return True
         what = self._describe(aggregation, float(norm), loss)
-        self._in_a_row += 1
+        self.in_a_row += 1
         if self.policy == "stop":
             self._stop(
                 aggregation,
                 f"step {step}: {what}. The weights are those of step {step - 1}. Lower --lr or --clip-norm, look at "
                 "the data, or leave such steps out with --on-nonfinite skip",
             )
-        if self._in_a_row > MOST_IN_A_ROW:
+        if self.in_a_row > MOST_IN_A_ROW:
             self._stop(
                 aggregation,
                 f"step {step}: {what}, as in the {MOST_IN_A_ROW} steps before it, which were left out: go back to an "

@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from hvdkit.checkpoint import list_checkpoints, open_newest, restore_random_state, set_aside
+from hvdkit.checkpoint.manifest import versions
 from hvdkit.data import Position
 from hvdkit.errors import CheckpointError, HvdkitError
 from hvdkit.runtime import World
 from hvdkit.train.aggregation import Aggregation, SavedState
+from hvdkit.train.config import TrainConfig
 from hvdkit.train.loop import Loop
+
+_FREE = {
+    "steps", "eval_every", "eval_batches", "log_every", "checkpoint_every", "checkpoint_async", "keep", "keep_best",
+    "tensorboard", "sample_prompt", "sample_tokens", "threads", "check_every", "hang_timeout", "init_from",
+}  # fmt: skip
+"""Options that change nothing of what a step does."""
 
 Say = Callable[[str], None]
 
@@ -28,8 +36,13 @@ class Resumed:
     def __init__(self, world: World, path: str | Path, say: Say) -> None:
         self._world, self.say = world, say
         self._is_chosen_by_us = (Path(path) / "checkpoints").is_dir()
-        self.checkpoint = open_newest(world, Path(path), say)
+        self.checkpoint = open_newest(world, Path(path).absolute(), say)
         self._common = self.checkpoint.common()
+        lacking = {"step", "position", "aggregation"} - self._common.keys()
+        if lacking:
+            raise CheckpointError(
+                f"{self.folder} has no {min(lacking)}: it is not of a run of hvdkit.train; its own program reads it"
+            )
         self.step: int = self._common["step"]
         self.position = Position(*self._common["position"])
 
@@ -41,11 +54,14 @@ class Resumed:
     def run_folder(self) -> Path:
         """The run to go on in, with no later checkpoints in its way. Not collective, but for all ranks alike.
 
-        Raises CheckpointError if the checkpoint was named, and is not the newest of its run.
+        Raises CheckpointError if the checkpoint was named, and is a copy or not the newest of its run.
         """
-        folder = self.folder.absolute()
+        folder = self.folder
         run = folder.parent.parent
-        newest = list_checkpoints(folder.parent)[-1].absolute()
+        found = list_checkpoints(folder.parent)
+        if folder.parent.name != "checkpoints" or folder not in found:
+            raise CheckpointError(f"{folder} is no checkpoint in the folder of a run: name a new folder with --out")
+        newest = found[-1]
         if newest != folder and not self._is_chosen_by_us:
             raise CheckpointError(
                 f"{run} went on to {newest.name} after {folder.name}: resume that, or name a new folder with --out"
@@ -54,7 +70,22 @@ class Resumed:
 
     def clear_the_way(self) -> None:
         """Rename the damaged checkpoints that are newer. On one rank, when all know the run's folder."""
-        set_aside(self.folder.absolute().parent, self.folder)
+        set_aside(self.folder.parent, self.folder)
+
+    def changes(self, config: TrainConfig) -> list[str]:
+        """What is not as it was when the checkpoint was saved, in lines."""
+        manifest, now = self.checkpoint.manifest, config.saved_values()
+        options = [
+            f"--{name.replace('_', '-')} {now[name]} (was {manifest.config[name]})"
+            for name in now
+            if name in manifest.config and name not in _FREE and now[name] != manifest.config[name]
+        ]
+        software = [
+            f"{name} {version} (was {manifest.versions[name]})"
+            for name, version in versions().items()
+            if manifest.versions.get(name, version) != version
+        ]
+        return [f"not as when it was saved: {', '.join(found)}" for found in (options, software) if found]
 
     def choose_as_then(self) -> None:
         """Let collectives choose by the saved run's measurements, so that they add up in the same order. Collective."""

@@ -13,6 +13,7 @@ import torch
 
 from hvdkit.checkpoint import Saver, find_checkpoint, find_model, load_checkpoint, prune
 from hvdkit.checkpoint.folder import remove_leftovers
+from hvdkit.checkpoint.manifest import sealed
 from hvdkit.errors import CheckpointError, HvdkitError
 from hvdkit.runtime import World, gather_objects
 from tests.jobs import run_ranks
@@ -205,7 +206,12 @@ def test_manifest_that_cannot_be_trusted_is_refused(world: World, checkpoint: Pa
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     without_state = {name: written for name, written in manifest["files"].items() if name != "common.json"}
     for content, reason in (
-        (json.dumps({**manifest, "files": without_state}), "cannot be read: its manifest lacks common.json"),
+        (sealed({**manifest, "files": without_state}), "cannot be read: its manifest lacks common.json"),
+        (
+            json.dumps({**manifest, "world_size": world.size + 1}),
+            "cannot be read: its manifest is not what was written",
+        ),
+        (json.dumps({**manifest, "validation_loss": 0.5}), "cannot be read: its manifest is not what was written"),
         (json.dumps({**manifest, "format": 1}), "has format 1; this hvdkit reads format 2"),
         (json.dumps({**manifest, "world_size": 10**9}), "cannot be read"),
         (json.dumps({**manifest, "step": -1}), "cannot be read: step=-1"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hvdkit.checkpoint import Saver, load_checkpoint, open_newest, prune
+from hvdkit.checkpoint import Saver, load_checkpoint, open_newest, prune, set_aside
 from hvdkit.errors import CheckpointError
 from hvdkit.runtime import World, gather_objects
 from tests.checkpoint.test_folder import message_on_all, names, save_one, small_disk, write_model
@@ -164,6 +164,22 @@ def test_prune_ignores_a_manifest_that_is_damaged(world: World, shared_path: Pat
         prune(shared_path, keep=1, keep_best=1)
         assert names(shared_path) == ["step-00000002"]
     gather_objects(world, None)
+
+
+def test_a_newest_one_that_lost_its_manifest_is_no_secret(world: World, shared_path: Path) -> None:
+    folders = [save_one(world, shared_path / "checkpoints", step, write_model, {"step": step}) for step in (1, 2)]
+    gather_objects(world, None)
+    if world.is_root:
+        (folders[1] / "manifest.json").unlink()
+    gather_objects(world, None)
+    said: list[str] = []
+    checkpoint = open_newest(world, shared_path, said.append)
+    assert checkpoint.folder == folders[0] and "step-00000002 cannot be read" in said[0]
+    if world.is_root:
+        set_aside(folders[0].parent, folders[0])
+        assert names(folders[0].parent) == ["step-00000001", "step-00000002.damaged"]
+    gather_objects(world, None)
+    save_one(world, shared_path / "checkpoints", 2, write_model, {"step": 2})
 
 
 def test_a_step_is_saved_once(world: World, shared_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from hvdkit.checkpoint import Saver, find_checkpoint, find_model, list_checkpoints, load_checkpoint, pack, prune, unpack
+from hvdkit.checkpoint.manifest import sealed
 from hvdkit.errors import CheckpointError
 from hvdkit.files.hashes import hash_file
 from hvdkit.runtime import World
@@ -41,7 +42,7 @@ def agree(folder: Path, name: str) -> None:
     """Write the length and hash of this file, as it is now, into the manifest."""
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][name] = {"n_bytes": (folder / name).stat().st_size, "xxh3_128": hash_file(folder / name)}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(sealed(manifest))
 
 
 def read_all(folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from hvdkit.checkpoint import load_checkpoint, pack
+from hvdkit.checkpoint.manifest import sealed
 from hvdkit.collectives.cost import Parameters
 from hvdkit.files.hashes import hash_file
 from tests.jobs import run_ranks, succeed
@@ -42,7 +43,7 @@ def let_win(checkpoint: Path, winner: str) -> dict[str, Any]:
         "n_bytes": len(text.encode()),
         "xxh3_128": hash_file(checkpoint / "common.json"),
     }
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    (checkpoint / "manifest.json").write_text(sealed(manifest))
     changed: dict[str, Any] = state["collectives"]
     return changed
 

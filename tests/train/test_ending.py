@@ -61,7 +61,15 @@ def children(launcher: int) -> list[int]:
 )
 def test_one_rank_is_told(tmp_path: Path, number: signal.Signals, options: dict[str, str | bool]) -> None:
     data = write_text(tmp_path / "text")
-    usual = {"steps": STEPS, "log_every": 2, "eval_every": 0, "checkpoint_every": 0, "model": "tests.train.runs:Slow"}
+    usual = {
+        "steps": STEPS,
+        "log_every": 2,
+        "eval_every": 0,
+        "checkpoint_every": 0,
+        "model": "tests.train.runs:Slow",
+        "strategy": "ring",
+    }
+    usual["model"] = "tests.train.runs:Slow"
     whole = configure(data, tmp_path / "whole", **{**usual, **options})
     succeed(run_ranks(2, "-m", "hvdkit.train", *as_words(whole)))
     told = tmp_path / "told"
