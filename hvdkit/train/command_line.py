@@ -2,7 +2,8 @@
 
 from dataclasses import field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import NoneType
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from hvdkit.errors import ConfigError
 from hvdkit.untrusted import check_yaml, has_aliases, shown
@@ -77,5 +78,11 @@ def read(parser: "jsonargparse.ArgumentParser", argv: list[str] | None) -> dict[
 
 
 def from_values(kind: type[Options], values: dict[str, Any]) -> Options:
-    """The dataclass `kind` with those of `values` that are its fields."""
+    """The dataclass `kind` with those of `values` that are its fields. Raises ConfigError for one that is missing.
+
+    jsonargparse takes a `null` for any option.
+    """
+    for item in fields(kind):
+        if values[item.name] is None and NoneType not in get_args(cast(Any, item.type)):
+            raise ConfigError(f"--{item.name.replace('_', '-')} needs a value, not null")
     return kind(**{item.name: values[item.name] for item in fields(kind)})  # type: ignore[arg-type]

@@ -65,8 +65,10 @@ def test_schedules_and_compressions() -> None:
         "- 1",
         "data: {data: [a], steps: 20}\nsteps: 20",
         "divide: [{a: 1}]",
+        "steps: null",
+        "tokenizer: null",
     ],
-    ids=range(11),
+    ids=range(13),
 )
 def test_configurations_that_once_broke_out(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
