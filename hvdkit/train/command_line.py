@@ -82,7 +82,7 @@ def from_values(kind: type[Options], values: dict[str, Any]) -> Options:
 
     jsonargparse takes a `null` for any option.
     """
-    for item in fields(kind):
+    for item in fields(kind):  # type: ignore[arg-type]
         if values[item.name] is None and NoneType not in get_args(cast(Any, item.type)):
             raise ConfigError(f"--{item.name.replace('_', '-')} needs a value, not null")
     return kind(**{item.name: values[item.name] for item in fields(kind)})  # type: ignore[arg-type]
