@@ -24,8 +24,11 @@ from hvdkit.runtime.launcher import launch_info
 
 _GRACE_S = 1.0
 _ABORT_S = 5.0
-_ALONE_S = 4.0
 """How long MPI_Abort may take: where the network to mpirun is cut it may not come back."""
+_ALONE_S = 4.0
+"""How long a rank waits for rank 0 to speak for it."""
+_STOP_ALL = ("mpirun", "horovodrun")
+"""Launchers that stop every rank when one ends with another status than 0, before MPI has started too."""
 
 
 def die(message: str, status: int = 1) -> NoReturn:
@@ -40,6 +43,7 @@ def die(message: str, status: int = 1) -> NoReturn:
         _write(f"hvdkit: error: {message}\n")
     else:
         time.sleep(_ALONE_S)
+    if launch.rank > 0 and launch.launcher.startswith(_STOP_ALL):
         _write(f"hvdkit: error on rank {launch.rank} of {launch.size}, {socket.gethostname()}: {message}\n")
     sys.stdout.flush()
     leave(status)
