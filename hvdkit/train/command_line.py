@@ -71,7 +71,7 @@ def read(parser: "jsonargparse.ArgumentParser", argv: list[str] | None) -> dict[
 
     try:
         values: dict[str, Any] = parser.parse_args(argv).as_dict()
-    except (jsonargparse.ArgumentError, ValueError, TypeError, OSError) as error:
+    except (jsonargparse.ArgumentError, ValueError, TypeError, OverflowError, OSError) as error:
         text = " ".join(str(error).split())
         raise ConfigError(f"{text} (`{parser.prog} --help` lists the options)") from None
     return values
