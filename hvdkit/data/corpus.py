@@ -13,6 +13,13 @@ from hvdkit.data.tokenizer import Tokenizer
 from hvdkit.errors import ConfigError, DataError
 
 
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):  # no name that a file system takes
+        return False
+
+
 @dataclass(frozen=True)
 class CorpusConfig:
     """Where the text comes from and how it becomes tokens."""
@@ -37,7 +44,7 @@ class CorpusConfig:
             raise ConfigError(f"validation_share={self.validation_share} must lie between 0 and 0.5")
         if not self.text_field:
             raise ConfigError("text_field must name a field, for instance 'text'")
-        if self.tokens not in ("bytes", "bpe") and not Path(self.tokens).is_dir():
+        if self.tokens not in ("bytes", "bpe") and not _is_folder(self.tokens):
             raise ConfigError(f"tokens={self.tokens!r} is neither 'bytes' nor 'bpe' nor a folder with a tokenizer.json")
         if self.tokens == "bpe" and self.vocab_size < 260:
             raise ConfigError(

@@ -67,8 +67,9 @@ def test_schedules_and_compressions() -> None:
         "divide: [{a: 1}]",
         "steps: null",
         "tokenizer: null",
+        "tokenizer: " + "\u00e9" * 200,
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_configurations_that_once_broke_out(text: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
