@@ -45,10 +45,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of the file."""
-        loss = (
-            self.validation_loss if self.validation_loss is not None and math.isfinite(self.validation_loss) else None
-        )
-        return sealed({"format": _FORMAT, **asdict(self), "validation_loss": loss})
+        content = {"format": _FORMAT, **asdict(self)}
+        if self.validation_loss is not None and not math.isfinite(self.validation_loss):
+            content["validation_loss"] = None  # JSON has no NaN
+        return sealed(content)
 
 
 def sealed(content: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ comes once, since the place in the data counts samples over all ranks; sums are 
 drawn anew.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,10 @@ class Resumed:
         size = checkpoint.manifest.world_size
         state: dict[str, Any] = self._common.pop("aggregation")  # in use, cut perhaps, and not needed twice
 
+        read = functools.lru_cache(maxsize=1)(checkpoint.own)  # this rank's is asked for more than once
+
         def own(rank: int) -> dict[str, Any]:
-            found: dict[str, Any] = checkpoint.own(rank)["aggregation"]
+            found: dict[str, Any] = read(rank)["aggregation"]
             return found
 
         try:
@@ -109,7 +112,7 @@ class Resumed:
         except (ValueError, KeyError, HvdkitError) as error:
             raise CheckpointError(f"{checkpoint.folder}: its optimizer does not fit this run: {error}") from error
         if size == world.size:
-            mine = checkpoint.own(world.rank)
+            mine = read(world.rank)
             loop.restore(mine["loop"])
             restore_random_state(world.device, mine["random"])
         else:

@@ -41,7 +41,7 @@ def test_a_rank_that_raises_leaves_nothing_and_ends_all_in_time(tmp_path: Path) 
         one.wait_for("0.0", "0.1")
         began = time.monotonic()
         status, said = one.end()
-        assert time.monotonic() - began < 20  # 3 s on a machine with nothing else to do
+        assert time.monotonic() - began < 20
         assert status == 1 and said.count("Traceback") == 1 and "ValueError: this rank is broken" in said, said
         segments = one.read("0.1")["segments"]
         assert len(segments) >= 2 and [path for path in segments if Path(path).exists()] == []
