@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.peers import SHARED
 from hvdkit.collectives import STRATEGIES
-from tests.jobs import ROOT, clean_environ, run_program, succeed
+from tests.jobs import ROOT, clean_environ, is_alive, run_program, succeed
 
 pytestmark = pytest.mark.launch
 
@@ -48,16 +48,9 @@ class _Run:
         """What is still there of those processes a while later."""
         # A rank whose mpirun is gone stays a zombie where nobody reaps it.
         deadline = time.monotonic() + 20
-        while (alive := [process for process in self.processes if _lives(process)]) and time.monotonic() < deadline:
+        while (alive := [one for one in self.processes if is_alive(one.pid)]) and time.monotonic() < deadline:
             time.sleep(0.1)
         return alive
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @contextmanager

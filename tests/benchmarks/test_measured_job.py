@@ -6,11 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from benchmarks.measured_job import JobError, on_this_machine, run_job
-from tests.jobs import ROOT, clean_environ
+from tests.jobs import ROOT, clean_environ, is_alive
 
 pytestmark = pytest.mark.launch
 
@@ -49,9 +48,9 @@ def test_a_job_that_hangs_is_killed_with_its_children() -> None:
     assert time.monotonic() - start < 30
     child = int(str(caught.value).split("child ")[-1].split()[0])
     deadline = time.monotonic() + 10
-    while _is_alive(child) and time.monotonic() < deadline:
+    while is_alive(child) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not _is_alive(child)
+    assert not is_alive(child)
 
 
 def test_a_driver_that_is_told_to_end_ends_its_job(tmp_path: Path) -> None:
@@ -62,16 +61,9 @@ def test_a_driver_that_is_told_to_end_ends_its_job(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while len(ranks := [int(path.name) for path in tmp_path.iterdir()]) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert len(ranks) == 2 and all(map(_is_alive, ranks))
+    assert len(ranks) == 2 and all(map(is_alive, ranks))
     driver.terminate()
     assert driver.wait(30) == 128 + signal.SIGTERM
-    while any(map(_is_alive, ranks)) and time.monotonic() < deadline:
+    while any(map(is_alive, ranks)) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not any(map(_is_alive, ranks))
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    assert not any(map(is_alive, ranks))

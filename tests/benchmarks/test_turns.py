@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from benchmarks.turns import MARK, Job, JobFailedError, running
+from tests.jobs import is_alive
 
 pytestmark = pytest.mark.launch
 
@@ -60,7 +61,7 @@ def test_a_job_runs_in_its_turn_only(start: Callable[[str], Job]) -> None:
 def test_a_stopped_job_ends_by_itself_when_dismissed(start: Callable[[str], Job], tmp_path: Path) -> None:
     job = start(f"{_ECHO}\nopen({str(tmp_path / 'left')!r}, 'w').write('in order')")
     job.end()
-    assert not psutil.pid_exists(job.hello["pids"][0])
+    assert not is_alive(job.hello["pids"][0])
     assert (tmp_path / "left").read_text() == "in order"
 
 
@@ -77,7 +78,7 @@ def test_a_job_that_hangs_is_told_and_ended_by_force(start: Callable[[str], Job]
     with pytest.raises(JobFailedError, match="did not answer within 0 s"), job.turn():
         job.ask({"do": "time"}, 0.2)
     job.end(patience_s=0.2)
-    assert not psutil.pid_exists(job.hello["pids"][0])
+    assert not is_alive(job.hello["pids"][0])
 
 
 def test_sigterm_ends_the_jobs(tmp_path: Path) -> None:
@@ -97,4 +98,4 @@ with running() as jobs:
     process = psutil.Popen([sys.executable, str(program)], stdout=-1, text=True, env={**os.environ, "PYTHONPATH": root})
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + 15
-    assert not psutil.pid_exists(int(out))
+    assert not is_alive(int(out))

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.jobs import BIN, run_program
+from tests.jobs import BIN, is_alive, run_program
 from tests.launch.supervised import COMMUNICATING, LAUNCHERS, PLAIN_SHELL, job, left_behind, processes_named, told
 
 pytestmark = [pytest.mark.launch, pytest.mark.timeout(150)]
@@ -54,13 +54,13 @@ def test_a_killed_mpirun_leaves_nothing_to_the_next_attempt(tmp_path: Path) -> N
         one.wait_for("0.0", "0.1")
         first = one.read("0.0")
         assert Path(first["session"]).is_dir() and first["segments"]
-        ranks = [psutil.Process(one.read(f"0.{rank}")["pid"]) for rank in range(2)]
+        ranks = [one.read(f"0.{rank}")["pid"] for rank in range(2)]
         assert "run" in psutil.Process(first["parent"]).name()
         os.kill(first["parent"], signal.SIGKILL)
         status, said = one.end()
         assert status == 0, said
         assert any(line.startswith("attempt 0 ended with status 137 (SIGKILL)") for line in told(said)), said
-        assert not any(rank.is_running() for rank in ranks)
+        assert not any(is_alive(rank) for rank in ranks)
         assert [path for path in [first["session"], *first["segments"]] if Path(path).exists()] == []
         assert left_behind(first["name"]) == []
 
@@ -80,7 +80,7 @@ def test_what_ranks_started_ends_with_them(launcher: str, tmp_path: Path) -> Non
         status, said = one.end()
         assert status == 0, said
         assert "processes that it left behind were ended: 2 on localhost" in told(said)
-        assert not any(psutil.pid_exists(one.read(f"0.{rank}")["stray"]) for rank in range(2))
+        assert not any(is_alive(one.read(f"0.{rank}")["stray"]) for rank in range(2))
 
 
 @pytest.mark.parametrize(
