@@ -80,6 +80,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name in filter(None, names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
+    for path in [folder / "setup.py", *(folder / "hvdkit/horovod_build").glob("*.py")]:
+        os.utime(path, (0, 0))  # so that make does not install the copy into the environment under test
     for body in [*blocks("python"), *blocks("yaml")]:
         name = re.match(r"# (\w+\.(py|yaml))\n", body)
         assert name, f"a script without a name: {body[:60]}"
