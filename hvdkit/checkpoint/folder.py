@@ -111,13 +111,13 @@ def folder_of(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"{_PREFIX}{step:08d}"
 
 
-def set_aside(checkpoints: Path, after: Path) -> None:
-    """Rename the checkpoints that are newer than `after`, damaged ones, out of the way of a run that goes on there.
+def set_aside(checkpoints: Path, after: Path | None = None) -> None:
+    """Rename checkpoints newer than `after` (None: all), damaged ones, out of the way of a run that goes on there.
 
     They become `step-00000100.damaged`, for a person to look at. Not collective: call it on one rank.
     """
     for folder in _all(checkpoints):
-        if _step(folder) > _step(after):
+        if after is None or _step(folder) > _step(after):
             aside = folder.with_name(folder.name + _DAMAGED)
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)

@@ -1,4 +1,4 @@
-"""A job that is started again when it fails.
+"""A job under supervision: nothing of it is left behind, and it is started again when it fails, if that is wished.
 
     attempt -> end what it left behind, on every host -> stop, or pause -> which hosts answer? -> next attempt
 
@@ -107,7 +107,8 @@ class _Job:
                 return self._finish(status, f"{said}, as it was told to" if status else "", answers)
             decision = restarts.after(status, ran_s, time.monotonic())
             if not decision.restart:
-                return self._finish(status, f"{said}: no restart, since {decision.reason}", answers)
+                last = f"{said}: no restart, since {decision.reason}" if self.how.policy.max_restarts else ""
+                return self._finish(status, last, answers)
             self.account.say(f"{said}: restart {decision.number} of {self.how.policy.max_restarts} in "
                              f"{seconds(decision.pause_s)}")  # fmt: skip
             self.account.note("restart", attempt=attempt + 1, pause_s=decision.pause_s)
@@ -126,7 +127,7 @@ class _Job:
         command = build_command(wanted, self.site)
         program = shutil.which(command[0], path=self.site.path)
         if program is None:
-            raise LaunchError(f"{command[0]} is not on PATH any more; `hvdkit doctor` tells what is missing")
+            raise LaunchError(f"{command[0]} is not on PATH; `hvdkit doctor` tells what is missing")
         environment = {**os.environ, "PATH": self.site.path, RUN_NAME: self.how.run_name, ATTEMPT: str(attempt)}
         if not fills_allocation(wanted, self.site):  # where no other node could be asked to remove the folder
             environment |= dict.fromkeys(_FOLDER_VARIABLES, str(self.where.folder))

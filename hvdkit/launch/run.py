@@ -11,11 +11,9 @@ from pathlib import Path
 from hvdkit.errors import LaunchError
 from hvdkit.launch.attempts import supervise_job
 from hvdkit.launch.command import LAUNCHERS, Wanted, build_command
-from hvdkit.launch.gloo_status import with_ranks_status
 from hvdkit.launch.hosts import check_reachable, parse_hosts, read_hostfile
 from hvdkit.launch.restart_options import add_restart_options, supervision
 from hvdkit.launch.site import Site, find_site
-from hvdkit.launch.supervise import run_launcher
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,22 +22,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         wanted, how, site = _wanted(options), supervision(options), find_site()
         command = build_command(wanted, site)
-        line = copyable(command, site)
         if options.dry_run:
-            print(line)
+            print(copyable(command, site))
             return 0
         _check_program(wanted.command[0], site)
         check_reachable(wanted.hosts, sys.executable)
-        program = shutil.which(command[0], path=site.path)
-        if program is None:
-            raise LaunchError(f"{command[0]} is not on PATH; `hvdkit doctor` tells what is missing")
-        if how is not None:
-            return supervise_job(wanted, site, how, lambda command: copyable(command, site))
+        return supervise_job(wanted, site, how, lambda command: copyable(command, site))
     except LaunchError as error:
         print(f"hvdkit run: error: {error}", file=sys.stderr)
         return 2
-    print(f"hvdkit run: {line}", file=sys.stderr, flush=True)
-    return run_launcher(*with_ranks_status(program, command), {**os.environ, "PATH": site.path})
 
 
 def copyable(command: tuple[str, ...], site: Site) -> str:

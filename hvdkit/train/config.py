@@ -110,7 +110,10 @@ class TrainConfig:
     joint: bool = option(True, "with --divide: also train one model on all the text, on as many tokens")
 
     eval_every: int = option(100, "steps between evaluations; 0 for only at the end")
-    eval_batches: int = option(64, "validation batches (of batch_size sequences, over all ranks); 0 for all")
+    eval_batches: int = option(
+        64,
+        "validation batches (of batch_size sequences, over all ranks), but for the last evaluation, on all; 0 for all",
+    )
     log_every: int = option(10, "steps between lines of progress")
     checkpoint_every: int = option(100, "steps between checkpoints; 0 for only at the end")
     check_every: int = option(

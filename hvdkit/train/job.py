@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from hvdkit.checkpoint import Saver, find_model, random_state, seed_generators
+from hvdkit.checkpoint import Saver, find_model, random_state, seed_generators, set_aside
 from hvdkit.data import Position, prepare_corpus
 from hvdkit.data.tokenizer import save_tokenizer
 from hvdkit.errors import ConfigError
@@ -22,7 +22,7 @@ from hvdkit.train.ending import EndedEarlyError, EndRequest
 from hvdkit.train.loop import Loop, Progress
 from hvdkit.train.loss import evaluate
 from hvdkit.train.metrics import Metrics
-from hvdkit.train.report import Reporter
+from hvdkit.train.report import Reporter, duration
 from hvdkit.train.resume import Resumed
 from hvdkit.train.room import check_room
 from hvdkit.train.run_folder import Claim, make_run_folder
@@ -42,10 +42,10 @@ class Job:
         torch.set_num_threads(config.threads or world.threads)
         notes: list[str] = []
         self.resumed = Resumed(world, config.resume, notes.append) if config.resume else None
-        if self.resumed and self.resumed.step >= config.steps and not launch_info().attempt:
+        if self.resumed and self.resumed.step > config.steps:
             raise ConfigError(
-                f"{self.resumed.folder} has done {self.resumed.step} steps of --steps {config.steps}: "
-                "there is nothing left to do; give a larger --steps to go on"
+                f"{self.resumed.folder} has done {self.resumed.step} steps, more than --steps {config.steps}: "
+                "give a larger --steps to go on"
             )
         init_from = self.resumed.checkpoint.model if self.resumed else config.init_from
         source = together(world, lambda: find_model(Path(init_from))) if init_from else None
@@ -90,6 +90,7 @@ class Job:
         self.unit = "nats/byte" if self._is_per_byte else "nats/token"
         self.validation_loss = float("nan")
         self._evaluated_at: int | None = None
+        self._samples_per_s = 0.0
         self.first_step_s = 0.0
 
     def run(self) -> float:
@@ -125,22 +126,25 @@ class Job:
                 self.first_step_s = time.monotonic() - started
             if self.config.check_every and step % self.config.check_every == 0:
                 check_drift(self.world, self.aggregation, self.model, step)
-            if last or (self.config.eval_every and step % self.config.eval_every == 0):
+            if self.config.eval_every and (last or step % self.config.eval_every == 0):
                 self._evaluate(step, metrics)
             if last or (self.config.checkpoint_every and step % self.config.checkpoint_every == 0):
                 self.save()
             if not last:
                 self._end_if_told(step)
 
-        if self.loop.step == self.config.steps:  # the attempt before failed behind its last step, which it had noted
-            self._evaluate(self.loop.step, None)
-        elif self.resumed is None and self.config.eval_every:
+        if self.resumed is None and self.config.eval_every:
             self._evaluate(self.loop.step, metrics)
-        self.reporter.begin()
         if self.loop.step < self.config.steps:
+            self.reporter.begin()
             self._end_if_told(0)
-        self.loop.run(report, after_step)
+            self.loop.run(report, after_step)
+        else:
+            self.reporter.say(f"all {self.loop.step} steps are done (a larger --steps would go on)")
+            if self.resumed and self.resumed.folder.parent != self.folder / "checkpoints":
+                self.save()
         self.saver.finish()
+        self._evaluate_on_all(metrics)
         self.reporter.close()
         if metrics is not None:
             metrics.close()
@@ -209,7 +213,11 @@ class Job:
     def _make_folder(self) -> Path:
         """The folder of this run, made or gone on in. Collective."""
         if self.resumed is None or self.config.out is not None:
-            return make_run_folder(self.world, self.config.out, is_ours=launch_info().attempt > 0)
+            is_ours = launch_info().attempt > 0
+            folder = make_run_folder(self.world, self.config.out, is_ours=is_ours)
+            if is_ours and self.resumed is None:
+                together(self.world, lambda: set_aside(folder / "checkpoints") if self.world.is_root else None)
+            return folder
         resumed = self.resumed
         folder = together(self.world, resumed.run_folder)
         together(self.world, lambda: resumed.clear_the_way() if self.world.is_root else None)
@@ -223,14 +231,28 @@ class Job:
         by_engine = self.config.strategy == "horovod" or world.device.type != "cpu" or why_no_direct(world) is not None
         return world.size > 1 and not by_engine
 
-    def _evaluate(self, step: int, metrics: Metrics | None) -> None:
-        autocast = self.config.precision == "bf16"
-        batches = 0 if step == self.config.steps else self.config.eval_batches
+    def _evaluate_on_all(self, metrics: Metrics | None) -> None:
+        """The last evaluation, on everything that is held out. Collective."""
+        if self._evaluated_at == self.loop.step and self._part() == len(self.held_out):
+            return
+        how_long = f", about {duration(len(self.held_out) / self._samples_per_s)}" if self._samples_per_s else ""
+        self.reporter.say(f"evaluating on all {len(self.held_out) * self.config.context:,} tokens held out{how_long}")
+        self._evaluate(self.loop.step, metrics, on_all=True)
+
+    def _part(self) -> int:
+        """How many of the samples held out an evaluation during the run takes."""
+        count = self.config.eval_batches * self.config.batch_size
+        return min(count, len(self.held_out)) if count else len(self.held_out)
+
+    def _evaluate(self, step: int, metrics: Metrics | None, *, on_all: bool = False) -> None:
+        begun = time.perf_counter()
         with self.aggregation.averaged():
             total = evaluate(
-                self.world, self.model, self.held_out, self.config.batch_size, batches=batches, autocast=autocast,
+                self.world, self.model, self.held_out, self.config.batch_size,
+                batches=0 if on_all else self.config.eval_batches, autocast=self.config.precision == "bf16",
                 runs_together=self.aggregation.runs_together,
             )  # fmt: skip
+        self._samples_per_s = self._part() / (time.perf_counter() - begun)
         self.validation_loss, self._evaluated_at = self._in_unit(total.mean()), step
         self.reporter.say(f"step {step}  validation loss {self.validation_loss:.4f} {self.unit}")
         if metrics is not None:

@@ -1,6 +1,8 @@
 """Numbers for machines: metrics.jsonl, and TensorBoard on request. Written by rank 0."""
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,13 @@ from typing import Any
 class Metrics:
     """Appends one JSON object per line to `folder`/metrics.jsonl; numbers also go to TensorBoard if asked.
 
-    Lines of steps after `first_step` are dropped first: a run that goes on from a checkpoint makes them again.
+    Lines of steps after `first_step` are dropped first: a run that goes on from a checkpoint makes them again. What the
+    last line says, but for the seconds, is not written again. Numbers that are not finite are null there.
     """
 
     def __init__(self, folder: Path, tensorboard: bool, first_step: int = 0) -> None:
         path = folder / "metrics.jsonl"
-        _cut(path, first_step)
+        self._last = _cut(path, first_step)
         self._file = path.open("a", encoding="utf-8")
         self._writer: Any = None
         if tensorboard:
@@ -26,7 +29,11 @@ class Metrics:
 
     def write(self, step: int, **values: float | int | str) -> None:
         """One line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        line = {"step": step, **{name: _strict(value) for name, value in values.items()}}
+        if _says(line) == _says(self._last):
+            return
+        self._last = line
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         if self._writer is not None:
             for name, value in values.items():
@@ -46,10 +53,21 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _cut(path: Path, last_step: int) -> None:
+def _strict(value: float | int | str) -> float | int | str | None:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _says(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in line.items() if name != "seconds"}
+
+
+def _cut(path: Path, last_step: int) -> dict[str, Any]:
+    """Drop the lines of later steps; returns the last one that stays, {} if none does."""
     if not path.exists():
-        return
+        return {}
     kept = []
+    last: dict[str, Any] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             item = json.loads(line)
@@ -58,6 +76,8 @@ def _cut(path: Path, last_step: int) -> None:
         step = item.get("step") if isinstance(item, dict) else None
         if not isinstance(step, int) or step <= last_step:  # someone else's lines stay
             kept.append(line + "\n")
+            last = item if isinstance(item, dict) else {}
     beside = path.with_suffix(".part")
     beside.write_text("".join(kept), encoding="utf-8")
     beside.replace(path)
+    return last

@@ -54,7 +54,8 @@ def summarise(job: "Job", seconds: float, lines: list[str]) -> None:
     if not job.world.is_root:
         return
     say = job.reporter.say
-    say(f"\ndone: {job.loop.step} steps, {duration(seconds)} (first step after {duration(job.first_step_s)})")
+    first = f" (first step after {duration(job.first_step_s)})" if job.first_step_s else ""
+    say(f"\ndone: {job.loop.step} steps, {duration(seconds)}{first}")
     if timing.steps:
         say(
             f"  {timing.tokens / timing.seconds:,.0f} tokens/s, "

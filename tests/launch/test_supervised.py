@@ -138,8 +138,9 @@ def test_an_earlier_job_is_gone_on_with(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_ranks_save_when_the_job_is_told_to_end(launcher: str, number: signal.Signals, tmp_path: Path) -> None:
-    """They take longer than a launcher would give them."""
-    with job(tmp_path, *LAUNCHERS[launcher], *BACK_SOON, deeds=["save"]) as one:
+    """They take longer than a launcher would give them. With restarts allowed and without."""
+    options = BACK_SOON if number == signal.SIGTERM else []
+    with job(tmp_path, *LAUNCHERS[launcher], *options, deeds=["save"]) as one:
         one.wait_for("0.0", "0.1")
         one.process.send_signal(number)
         status, said = one.end()
@@ -174,7 +175,7 @@ def test_a_signal_ends_a_pause_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_ranks_do_not_outlive_a_killed_supervisor(launcher: str, tmp_path: Path) -> None:
-    with job(tmp_path, *LAUNCHERS[launcher], *BACK_SOON, deeds=["wait"]) as one:
+    with job(tmp_path, *LAUNCHERS[launcher], deeds=["wait"]) as one:
         one.wait_for("0.0", "0.1")
         (name,) = one.run_names
         assert len(processes_named(name)) >= 3
@@ -197,7 +198,8 @@ def test_two_jobs_of_one_name_do_not_meet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--log", "x"], "--log is for jobs that are started again; add --max-restarts N"),
+        (["--backoff", "2s"], "--backoff is for jobs that are started again; add --max-restarts N"),
+        (["--log", "no/folder/log"], "--log no/folder/log cannot be written: No such file or directory"),
         (["--max-restarts", "1", "--min-np", "3"], "--min-np 3 is not between 1 and -np 2"),
         (["--max-restarts", "-1"], "'-1' is no whole number"),
         (["--max-restarts", "1", "--run-name", "../x"], "'../x' is no name of a folder"),

@@ -1,5 +1,6 @@
 """A run that goes on from a checkpoint is the run that was never interrupted."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,16 @@ import pytest
 import torch
 
 from hvdkit.checkpoint import find_checkpoint, load_checkpoint
+from hvdkit.contract import ATTEMPT, RUN_NAME
 from hvdkit.errors import CheckpointError, ConfigError
 from hvdkit.models import load_model
 from hvdkit.models.state import read_tensors
-from hvdkit.runtime import World, gather_objects
+from hvdkit.runtime import World, gather_objects, launch_info
 from hvdkit.train.__main__ import read_configuration
+from hvdkit.train.attempt import for_attempt
 from hvdkit.train.config import TrainConfig
 from hvdkit.train.job import Job
+from hvdkit.train.loss import evaluate
 from tests.train.runs import configure, losses, write_text_together
 
 
@@ -87,11 +91,57 @@ def test_a_run_folder_goes_on_in_place(world: World, shared_path: Path) -> None:
 def test_more_steps_than_before(world: World, shared_path: Path) -> None:
     data = write_text_together(world, shared_path / "text")
     run(world, configure(data, shared_path / "run", steps=4))
-    for steps in ("3", "4"):
-        with pytest.raises(ConfigError, match="has done 4 steps of --steps"):
-            Job(world, read_configuration(["--resume", str(shared_path / "run"), "--steps", steps]))
+    with pytest.raises(ConfigError, match="has done 4 steps, more than --steps 3"):
+        Job(world, read_configuration(["--resume", str(shared_path / "run"), "--steps", "3"]))
     words = ["--resume", str(shared_path / "run"), "--steps", "6"]
     assert run(world, read_configuration(words)).loop.step == 6
+
+
+def test_the_last_evaluation_is_made_up_for(world: World, shared_path: Path) -> None:
+    """A run that ends behind its last step is saved by then; resumed it evaluates, once, on all that is held out."""
+    data = write_text_together(world, shared_path / "text", words=6000)
+    folder = shared_path / "run"
+    config = configure(data, folder, steps=3, eval_batches=1, eval_every=1)
+    job = run(world, config)
+    everything = evaluate(world, job.model, job.held_out, config.batch_size).mean()
+    assert job.validation_loss == pytest.approx(job.corpus.nats_per_byte(everything), abs=1e-9)
+    path = folder / "metrics.jsonl"
+    whole = path.read_text()
+    evaluations = [line for line in map(json.loads, whole.splitlines()) if "validation_loss" in line]
+    assert [line["step"] for line in evaluations] == [0, 1, 2, 3, 3]
+    assert len({line["validation_targets"] for line in evaluations}) == 2
+    manifest = load_checkpoint(find_checkpoint(folder)).manifest
+    assert manifest.validation_loss == evaluations[-2]["validation_loss"], "on as many as those before it"
+    gather_objects(world, None)
+    for left in (whole, "".join(whole.splitlines(keepends=True)[:-1])):
+        if world.is_root:
+            path.write_text(left)
+        gather_objects(world, None)
+        again = run(world, read_configuration(["--resume", str(folder)]))
+        assert again.loop.step == 3 and again.validation_loss == pytest.approx(job.validation_loss, abs=1e-12)
+        assert [json.loads(line).keys() for line in path.read_text().splitlines()] == [
+            json.loads(line).keys() for line in whole.splitlines()
+        ]
+        gather_objects(world, None)
+    run(world, read_configuration(["--resume", str(folder), "--out", str(shared_path / "other")]))
+    assert load_checkpoint(find_checkpoint(shared_path / "other")).manifest.step == 3
+
+
+def test_what_an_attempt_left_without_a_manifest_is_in_nobodys_way(
+    world: World, shared_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_text_together(world, shared_path / "text")
+    damaged = shared_path / "run" / "checkpoints" / "step-00000002"
+    if world.is_root:
+        damaged.mkdir(parents=True)
+        (damaged / "common.json").write_text("{}")
+    gather_objects(world, None)
+    monkeypatch.setenv(RUN_NAME, "a-test")
+    monkeypatch.setenv(ATTEMPT, "1")
+    config = for_attempt(configure(data, shared_path / "run", steps=2), launch_info())
+    assert run(world, config).loop.step == 2
+    assert load_checkpoint(damaged).manifest.step == 2
+    assert (damaged.with_name("step-00000002.damaged") / "common.json").read_text() == "{}"
 
 
 def test_checkpoint_of_another_model(world: World, shared_path: Path) -> None:
