@@ -20,6 +20,8 @@ class Account:
     first_attempt: int = 0
     log: Path | None = None
     """Gets a line per event: started, ended, restart, finished."""
+    has_restarts: bool = True
+    """Whether attempts are worth counting to a reader."""
     ends: list[str] = field(default_factory=list)
     ran_s: float = 0.0
     began_s: float = field(default_factory=time.monotonic)
@@ -42,7 +44,7 @@ class Account:
         self.note("ended", attempt=attempt, status=status, ran_s=round(ran_s, 3))
         self.ends.append(f"status {status_text(status)} after {seconds(ran_s)}")
         self.ran_s += ran_s
-        return f"attempt {attempt} ended with {self.ends[-1]}"
+        return f"{f'attempt {attempt}' if self.has_restarts else 'the job'} ended with {self.ends[-1]}"
 
     def finish(self, status: int) -> int:
         """Sum up, unless there is nothing to say; returns `status`."""

@@ -74,7 +74,7 @@ def supervise_job(wanted: Wanted, site: Site, how: Supervision, show: Callable[[
     site = replace(site, exported=tuple(sorted({*site.exported, RUN_NAME, ATTEMPT})))
     where = Everywhere(how.run_name, wanted.hosts, session_folder(how.run_name, _parent_folder(wanted)))
     _make_private(where.folder)
-    account = Account(how.run_name, how.first_attempt, how.log)
+    account = Account(how.run_name, how.first_attempt, how.log, has_restarts=how.policy.max_restarts > 0)
     with Signals() as signals, Guard(where) as guard:
         return _Job(wanted, site, how, show, signals, where, account, guard).run()
 
