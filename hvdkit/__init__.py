@@ -60,13 +60,12 @@ _HOME = {
             "grouped_allreduce_async_",
             "grouped_reducescatter",
             "grouped_reducescatter_async",
-            "poll",
             "reducescatter",
             "reducescatter_async",
-            "synchronize",
         ),
         "hvdkit.collectives.strategies",
     ),
+    **dict.fromkeys(("poll", "synchronize"), "hvdkit.collectives.handles"),
     **dict.fromkeys(("alltoall", "alltoall_async", "sparse_allreduce_async"), "hvdkit.runtime.dropin.operations"),
 }
 

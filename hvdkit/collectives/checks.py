@@ -45,6 +45,12 @@ def check_out(kind: str, tensor: torch.Tensor, out: torch.Tensor) -> None:
         raise ValueError(f"{kind}: out= must be contiguous and must not require gradients")
 
 
+def check_root(kind: str, root: int, size: int) -> None:
+    """Raise ValueError unless `root` is one of `size` ranks."""
+    if not 0 <= root < size:
+        raise ValueError(f"{kind}: root={root} is not a rank of this group (size {size}); use 0..{size - 1}")
+
+
 def check_shared(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Raise ValueError unless there can be a shared tensor of this `shape` and `dtype`."""
     if min(shape, default=0) < 0 or dtype not in REDUCIBLE:

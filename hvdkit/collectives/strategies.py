@@ -2,7 +2,7 @@
 
 Without it, and with "horovod", a call goes to Horovod's engine as ever, which negotiates by name and is asynchronous.
 With any other strategy all ranks make the same calls in the same order, as in MPI, and a call is done when it returns,
-the asynchronous ones too: they return a handle that `poll` and `synchronize` know. "auto" takes Horovod's engine where
+the asynchronous ones too: they return a handle that is done (`handles`). "auto" takes Horovod's engine where
 hvdkit's own algorithms cannot work: tensors on GPUs, and jobs launched with Gloo.
 """
 
@@ -19,6 +19,7 @@ from hvdkit.collectives.checks import check_out
 from hvdkit.collectives.connect import direct_collectives, why_no_direct
 from hvdkit.collectives.differentiable import How, Tensors
 from hvdkit.collectives.direct import DirectCollectives
+from hvdkit.collectives.handles import done
 from hvdkit.collectives.reduction import reduction_for
 from hvdkit.runtime import require_world
 from hvdkit.runtime.dropin import operations
@@ -38,32 +39,6 @@ _WEIGHT_DOC = """
 _OUT_DOC = """
         out: hvdkit's: a contiguous tensor for the result, (rows of all ranks, ...), which is returned; for results
             that need no gradients. Implies strategy="auto"."""
-
-
-class DoneHandle(int):
-    """A handle, as Horovod's operations return them, of one that is done."""
-
-    results: list[Any]
-
-
-def _done(result: Any) -> DoneHandle:
-    handle = DoneHandle(-1)
-    handle.results = [result]
-    return handle
-
-
-@functools.wraps(operations.synchronize)
-def synchronize(handle: Any) -> Any:
-    """Wait for an asynchronous operation and return its result; None if it was returned before."""
-    if isinstance(handle, DoneHandle):
-        return handle.results.pop() if handle.results else None
-    return operations.synchronize(handle)
-
-
-@functools.wraps(_ops.poll)
-def poll(handle: Any) -> bool:
-    """Whether an asynchronous operation is done."""
-    return isinstance(handle, DoneHandle) or bool(_ops.poll(handle))
 
 
 class _Operation:
@@ -100,7 +75,7 @@ class _Call:
     def result(self, tensors: Tensors) -> Any:
         """What the function returns when these are its results."""
         result = tensors if self.operation.is_grouped else tensors[0]
-        return _done(result) if self.operation.is_async else result
+        return done(result) if self.operation.is_async else result
 
     def by_engine(self, tensors: Tensors) -> Tensors:
         """The results of Horovod's function for `tensors`, when they are there."""

@@ -46,7 +46,8 @@ from hvdkit.local.sums import sum_by
 from hvdkit.local.under_way import UnderWay
 from hvdkit.optim import DistributedOptimizer
 from hvdkit.optim.compression import NoneCompressor, resolve
-from hvdkit.optim.wrapped import Connection, unwrap
+from hvdkit.optim.connection import Connection
+from hvdkit.optim.wrapped import unwrap
 from hvdkit.runtime import require_world, together
 from hvdkit.runtime.dropin.functions import broadcast_parameters
 

@@ -7,43 +7,20 @@ on which no gradient came does the same in `step()`.
 """
 
 import time
-import weakref
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 
-from hvdkit.collectives import Collectives, DirectCollectives, HorovodEngine
+from hvdkit.collectives import Collectives
 from hvdkit.errors import HvdkitError
 from hvdkit.optim.backward import at_end_of_backward
 from hvdkit.optim.bucket_sums import Residuals
-from hvdkit.optim.compression import BucketCompressor
-from hvdkit.optim.direct_exchange import DirectExchange
-from hvdkit.optim.exchange import Exchange
+from hvdkit.optim.choose_exchange import AnExchange, MakeExchange, choose_exchange, overlap_of
 from hvdkit.optim.hooks import GradientHook
 from hvdkit.optim.options import ReducerOptions, Statistics
-from hvdkit.optim.plan import Agreement, Observation, Overlap, agree
+from hvdkit.optim.plan import Observation, agree
 from hvdkit.optim.weighting import Weighting, combine
-from hvdkit.runtime import World, require_world
-
-
-class AnExchange(Protocol):
-    """Exchanges the gradients of one backward after another, as `DirectExchange` says of each method."""
-
-    inverse: float
-    written: list["weakref.ref[torch.Tensor]"]
-
-    def gradient_is_ready(self, index: int, fires: int) -> None: ...
-    def send_rest(self) -> None: ...
-    def finish(self) -> bool: ...
-    def abandon(self) -> None: ...
-    def residuals(self) -> Residuals: ...
-    def close(self) -> None: ...
-
-
-MakeExchange = Callable[
-    [Collectives, Agreement, Sequence[torch.Tensor], ReducerOptions, Weighting, Statistics], AnExchange
-]
+from hvdkit.runtime import require_world
 
 
 class Reducer:
@@ -61,7 +38,7 @@ class Reducer:
         parameters: Sequence[torch.Tensor],
         options: ReducerOptions,
         connect: Callable[[], Collectives | None],
-        make_exchange: "MakeExchange | None" = None,
+        make_exchange: MakeExchange | None = None,
     ) -> None:
         self.options = options
         self.passes = options.passes
@@ -211,22 +188,17 @@ class Reducer:
                     for p in self._parameters],
         )  # fmt: skip
         active = [kind is not None for kind in self._watched]
-        overlap = Overlap.ALWAYS if self.options.overlap else Overlap.NEVER
-        if self.options.overlap is None and _can_overlap(require_world(), self.options.compression):
-            overlap = Overlap.WHILE_ALONE
         agreed = agree(
             collectives, self._names, self._parameters, active, seen, self.weighting,
-            overlap=overlap,
+            overlap=overlap_of(self.options),
         )  # fmt: skip
         if self._make_exchange is not None:
             return self._make_exchange(
                 collectives, agreed, self._parameters, self.options, self.weighting, self.statistics
             )
-        arguments = (agreed, self._parameters, self.options, self.weighting, self.statistics, self._residuals)
-        if isinstance(collectives, DirectCollectives):
-            return DirectExchange(collectives, *arguments)
-        assert isinstance(collectives, HorovodEngine), "what does not communicate directly does it by the engine"
-        return Exchange(collectives, *arguments)
+        return choose_exchange(
+            collectives, agreed, self._parameters, self.options, self.weighting, self.statistics, self._residuals
+        )
 
     def _scale_alone(self) -> None:
         fields = torch.tensor(self.weighting.encode(), dtype=torch.float64)
@@ -326,13 +298,3 @@ class Reducer:
             hook.remove()
         self._hooks = {}
         self._abandon(for_good=True)
-
-
-def _can_overlap(world: World, compression: object) -> bool:
-    """Whether computing leaves something to communication: a core, or the wire between nodes.
-
-    A bucket compressor computes more than it sends, and took 14% longer beside the backward pass that it disturbs.
-    """
-    return world.threads > torch.get_num_threads() or (
-        world.cross_size > 1 and not isinstance(compression, BucketCompressor)
-    )

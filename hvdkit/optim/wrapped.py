@@ -15,19 +15,19 @@ from typing import Any
 
 import torch
 
-from hvdkit.collectives import Collectives, HorovodEngine, direct_collectives, why_no_direct
 from hvdkit.optim.adasum import adasum_step
 from hvdkit.optim.bucket_sums import Residuals
 from hvdkit.optim.compression import average_errors
+from hvdkit.optim.connection import Connection
 from hvdkit.optim.options import ReducerOptions, Statistics
 from hvdkit.optim.reducer import Reducer
-from hvdkit.runtime import World, current_world
+from hvdkit.runtime import current_world
 from hvdkit.runtime.dropin.functions import broadcast_object
 
-RESIDUALS = "compression"
 _OWN = ("_settings", "_connection", "_reducer", "_skips_synchronize", "_kept_residuals")
 """What wrapping puts on an optimizer."""
 
+RESIDUALS = "compression"
 """The key of an optimizer's state_dict under which bucket compression keeps its state."""
 
 
@@ -40,30 +40,6 @@ class Settings:
     process_set: Any
     """Horovod's `ProcessSet`, or None for all ranks."""
     strategy: str = "auto"
-
-
-class Connection:
-    """Gives a reducer the collectives of the world that is current, a new one after each restart of Horovod."""
-
-    def __init__(self, process_set: Any, strategy: str, parameters: Callable[[], list[torch.Tensor]]) -> None:
-        self._process_set, self._strategy, self._parameters = process_set, strategy, parameters
-        self._world: World | None = None
-        self._collectives: Collectives | None = None
-
-    def __call__(self) -> Collectives | None:
-        world = current_world()
-        if world is not self._world:
-            self._world = world
-            outside = self._process_set is not None and not self._process_set.included()
-            self._collectives = None if world is None or outside else self._make(world)
-        return self._collectives
-
-    def _make(self, world: World) -> Collectives:
-        if self._strategy == "horovod" or any(p.device.type != "cpu" for p in self._parameters()):
-            return HorovodEngine(world, self._process_set)
-        if why_no_direct(world) is not None:
-            return HorovodEngine(world, self._process_set)
-        return direct_collectives(world, self._process_set).with_strategy(self._strategy)
 
 
 def wrap(optimizer: torch.optim.Optimizer, settings: Settings) -> torch.optim.Optimizer:
@@ -95,7 +71,7 @@ def unwrap(optimizer: torch.optim.Optimizer) -> None:
 
 def change_class(
     optimizer: torch.optim.Optimizer, base: type[torch.optim.Optimizer], methods: "type[Distributed]",
-    settings: Settings, connection: "Connection", reducer: Reducer,
+    settings: Settings, connection: Connection, reducer: Reducer,
 ) -> None:  # fmt: skip
     """Make `optimizer`, of class `base`, one of a subclass that has the `methods` too."""
     subclass: Any = _distributed_class

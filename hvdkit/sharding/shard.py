@@ -11,8 +11,9 @@ from torch import nn
 from hvdkit.collectives import Collectives, DirectCollectives, check_strategy, direct_collectives, why_no_direct
 from hvdkit.errors import HvdkitError
 from hvdkit.optim.compression import NoneCompressor
+from hvdkit.optim.connection import Connection
 from hvdkit.optim.options import ReducerOptions
-from hvdkit.optim.wrapped import Connection, Distributed
+from hvdkit.optim.wrapped import Distributed
 from hvdkit.runtime import World, require_world
 from hvdkit.runtime.dropin.functions import broadcast_parameters
 from hvdkit.sharding.elementwise import is_elementwise

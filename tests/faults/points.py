@@ -86,10 +86,10 @@ def install(point: str, reach: Reach, clock: Clock) -> None:
 
 def _at_collectives(before: Callable[[], None]) -> None:
     """Hvdkit's own collectives, and those of Horovod's engine."""
-    from hvdkit.collectives.direct import DirectCollectives
+    from hvdkit.collectives.calls import Calls
     from hvdkit.collectives.horovod_engine import HorovodEngine
 
-    wrap(DirectCollectives, "_meet", lambda *args, **kwargs: before())
+    wrap(Calls, "meet", lambda *args, **kwargs: before())
     wrap(HorovodEngine, "all_reduce_async_", lambda *args, **kwargs: before())
 
 

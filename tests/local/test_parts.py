@@ -12,7 +12,7 @@ from hvdkit.local.fragments import Fragment, partition
 from hvdkit.local.pace import inner_steps, shares_of_work
 from hvdkit.local.sums import sum_by
 from hvdkit.optim.compression import parse_compression
-from hvdkit.optim.wrapped import Connection
+from hvdkit.optim.connection import Connection
 from hvdkit.runtime import World
 
 NAMES = ["embed.weight", "blocks.0.a", "blocks.0.b", "blocks.1.a", "blocks.1.b", "blocks.10.a", "norm.weight", "bias"]
