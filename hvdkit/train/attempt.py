@@ -1,7 +1,8 @@
 """What a configuration means in this attempt of a job that `hvdkit run --max-restarts` starts again after a failure.
 
 The run's folder is the same in all attempts: `--out`, or runs/NAME by the name of the job. From the second attempt on
-the run goes on there from its newest checkpoint; where there is none yet, it begins anew.
+the run goes on there from its newest checkpoint, or with `--divide` from the models that it has saved; where there is
+nothing yet, it begins anew.
 """
 
 from dataclasses import replace
@@ -17,11 +18,11 @@ def for_attempt(config: TrainConfig, launch: LaunchInfo) -> TrainConfig:
     if launch.run_name is None:
         return config
     is_in_place = config.resume is not None and config.out is None
-    if is_in_place:
+    if is_in_place and config.divide is None:
         return replace(config, resume=str(_run_folder(Path(str(config.resume))))) if launch.attempt else config
+    if is_in_place:
+        return config
     out = config.out or str(Path("runs") / launch.run_name)
-    if launch.attempt and config.divide is not None:
-        return replace(config, out=f"{out}-{launch.attempt}")
     if launch.attempt and list_checkpoints(Path(out) / "checkpoints"):
         return replace(config, resume=out, out=None)
     return replace(config, out=out)

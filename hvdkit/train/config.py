@@ -191,10 +191,12 @@ class TrainConfig:
         if self.data:
             raise ConfigError(f"--divide names the text, a domain each: move {' '.join(self.data)} there from --data")
         is_local = self.local != "none"
-        if self.resume or self.sharding or is_local or self.tensorboard or self.scaling not in ("weak", "strong"):
+        if self.sharding or is_local or self.tensorboard or self.scaling not in ("weak", "strong"):
             raise ConfigError(
-                "--divide goes with none of --resume, --sharding, --local, --tensorboard, and no --scaling of rates"
+                "--divide goes with none of --sharding, --local, --tensorboard, and no --scaling of rates"
             )
+        if self.resume and self.out:
+            raise ConfigError("--divide goes on in its own folder: give --resume without --out")
         if not 0 <= self.steps_together < self.steps:
             raise ConfigError(
                 f"--common-steps {self.common_steps} must be 0 or more, and less than --steps {self.steps}: the rest "

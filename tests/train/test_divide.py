@@ -1,27 +1,34 @@
 """The whole path of `--divide`: its table against `hvdkit evaluate` and plain computations, on any number of ranks."""
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
 
 from hvdkit.data import CorpusConfig, prepare_corpus
+from hvdkit.errors import ConfigError
 from hvdkit.models import load_model
 from hvdkit.models.state import read_tensors
 from hvdkit.runtime import World, alone, gather_objects
+from hvdkit.train.__main__ import read_configuration
 from hvdkit.train.config import TrainConfig
 from hvdkit.train.divide import DivideJob
-from tests.jobs import run_ranks, succeed
+from tests.jobs import BIN, ROOT, clean_environ, run_ranks, succeed
 from tests.train.runs import CONTEXT, as_words, configure, write_text
 from tests.train.test_bad_input import fail
 
 RULES = "average,karcher,task_arithmetic,ties,dare_ties,model_stock,greedy_soup"
 NAMES = ("law", "code", "news")
+OWN = [f"submodels/{name}" for name in NAMES]
 
 
 def write_domains(folder: Path, names: tuple[str, ...] = NAMES) -> list[str]:
@@ -159,6 +166,61 @@ def test_evaluate_and_another_divide_go_on_from_it(tmp_path: Path) -> None:
     assert rows(tmp_path / "more")["start"] == pytest.approx(rows(out)["slerp"], rel=1e-5)
 
 
+@pytest.mark.parametrize("left", [["start"], ["start", "submodels/code"], ["start", *OWN], ["start", *OWN, "joint"]])
+def test_it_goes_on_from_what_is_saved(
+    left: list[str], world: World, shared_path: Path, domains: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """To the same bits, training only what is not there."""
+    whole, part = shared_path / "whole", shared_path / "part"
+    options: dict[str, Any] = {"model": "tests.train.runs:WithDropout", "merge_rules": "average",
+                               "strategy": "horovod" if world.comm is None else "ring"}  # fmt: skip
+    DivideJob(world, divided(domains, whole, **options)).run()
+    if world.is_root:
+        for name in left:
+            shutil.copytree(whole / name, part / name)
+        shutil.copy(whole / "config.yaml", part)
+    gather_objects(world, None)
+    capsys.readouterr()
+    DivideJob(world, read_configuration(["--resume", str(part)])).run()
+    if world.is_root:
+        said = capsys.readouterr().out
+        assert f"common start: trained before, in {part}/start" in said and "common start: 12 steps" not in said
+        assert ("joint model: 8 steps" in said) == ("joint" not in left)
+        assert ("submodel law: 8 steps" in said) == ("submodels/law" not in left)
+        assert read(part)["rows"] == read(whole)["rows"]
+        for name in ["start", *OWN, "joint", "merged/average"]:
+            assert (part / name / "model.safetensors").read_bytes() == (whole / name / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match=r"was begun with other options: --lr 0.5 \(was "):
+        DivideJob(world, read_configuration(["--resume", str(part), "--lr", "0.5"]))
+
+
+@pytest.mark.launch
+def test_a_restarted_job_trains_on(tmp_path: Path) -> None:
+    """A rank is killed while the submodels are trained; the second attempt has the common start."""
+    data = write_domains(tmp_path, NAMES[:2])
+    options: dict[str, Any] = {"model": "tests.train.runs:Slow", "merge_rules": "average", "strategy": "ring"}
+    words = as_words(divided(data, tmp_path / "run", common_steps=4, steps=30, **options))
+    command = [BIN / "hvdkit", "run", "-np", "2", "--launcher", "mpirun", "--max-restarts", "1", "--backoff", "0.1"]
+    with subprocess.Popen(
+        [*command, "--", sys.executable, "-m", "hvdkit.train", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean_environ(), cwd=ROOT,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            if ": 26 steps of 6 sequences, 1 rank (the other" in line and "restart 1" not in said:
+                ranks = [child for child in psutil.Process(process.pid).children(recursive=True)
+                         if "hvdkit.train" in child.cmdline()[:4]]  # fmt: skip
+                ranks[-1].kill()
+    assert process.returncode == 0, said
+    assert "restart 1 of 1" in said, said
+    assert f"common start: trained before, in {tmp_path}/run/start" in said, said
+    undisturbed = divided(data, tmp_path / "undisturbed", common_steps=4, steps=30, **options)
+    succeed(run_ranks(2, "-m", "hvdkit.train", *as_words(undisturbed)))
+    assert read(tmp_path / "run")["rows"] == read(tmp_path / "undisturbed")["rows"]
+
+
 @pytest.mark.launch
 def test_what_cannot_be_divided(tmp_path: Path) -> None:
     law, code = write_domains(tmp_path, NAMES[:2])
@@ -169,6 +231,6 @@ def test_what_cannot_be_divided(tmp_path: Path) -> None:
     assert "--common-steps 2 must be" in fail(tmp_path, *both, "--common-steps", "2", *out)
     assert "--merge-rules sum: use some of average" in fail(tmp_path, *both, "--merge-rules", "sum", *out)
     assert "slerp merges exactly 2" in fail(tmp_path, "--divide", "--merge-rules", "average,slerp", *out)
-    assert "goes with none of --resume, --sharding" in fail(tmp_path, *both, "--sharding", "1", *out)
+    assert "goes with none of --sharding" in fail(tmp_path, *both, "--sharding", "1", *out)
     assert "start 2 ranks or fewer" in fail(tmp_path, *both, *out, ranks=3, launcher="horovodrun-gloo")
     assert not (tmp_path / "out").exists()

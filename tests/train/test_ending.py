@@ -118,4 +118,6 @@ def test_what_an_attempt_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     other = TrainConfig(resume="elsewhere", out="here")
     assert for_attempt(other, info(0)) == other
     assert (for_attempt(other, info(1)).resume, for_attempt(other, info(1)).out) == ("here", None)
-    assert for_attempt(TrainConfig(divide=[], out="here"), info(1)).out == "here-1"
+    divided = TrainConfig(divide=[], resume="here")
+    assert for_attempt(divided, info(1)) is divided, "it has models and no checkpoints"
+    assert for_attempt(TrainConfig(divide=[], out="there"), info(1)).out == "there"

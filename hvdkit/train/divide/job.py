@@ -17,7 +17,7 @@ from hvdkit.errors import ConfigError
 from hvdkit.files.durable import complete_folder
 from hvdkit.merge import Ensemble, ShapleyValues, shapley_values
 from hvdkit.merge.states import State, merge_states
-from hvdkit.models import LanguageModel, count_parameters, distinct_tensors, load_tensors, write_model
+from hvdkit.models import LanguageModel, count_parameters, distinct_tensors, load_tensors, load_weights, write_model
 from hvdkit.runtime import World, alone, divide_ranks, launch_info, together
 from hvdkit.runtime.dropin.functions import broadcast_parameters
 from hvdkit.train.aggregate import check_aggregation
@@ -25,14 +25,18 @@ from hvdkit.train.agreement import check_same_start
 from hvdkit.train.building import initial_model, tokenizer_of
 from hvdkit.train.config import TrainConfig
 from hvdkit.train.divide.merging import merge_by, read_rules
+from hvdkit.train.divide.phases import CONFIG, open_run_folder, saved_models
 from hvdkit.train.divide.report import conclude, introduce
 from hvdkit.train.divide.scores import Judge, Row, mean_row
 from hvdkit.train.divide.text import divide_text, prepare_domains
-from hvdkit.train.divide.training import train_apart, train_together
+from hvdkit.train.divide.training import position_after, train_apart, train_together
 from hvdkit.train.report import Reporter, plural
-from hvdkit.train.run_folder import make_run_folder
+from hvdkit.train.run_folder import Claim
 
 Weights = dict[str, torch.Tensor]
+
+_START, _JOINT = "start", "joint"
+"""Folders of models."""
 
 
 class DivideJob:
@@ -63,24 +67,27 @@ class DivideJob:
         autocast = config.precision == "bf16"
         self.judge = Judge(self.model, corpora, self.text.held_out, autocast)
         self.chooser = Judge(self.model, corpora, self.text.choosing, autocast)
-        self.folder = make_run_folder(world, config.out)
+        self.folder = open_run_folder(world, config)
+        self._claim = together(world, lambda: Claim(self.folder) if world.is_root else None)
+        self._submodel_folders = [f"submodels/{name}" for name in self.names]
+        self._saved = saved_models(world, self.folder, [_START, *self._submodel_folders, _JOINT])
 
     def run(self) -> list[Row]:
         """Train, merge, compare, save and report; returns the rows of the table. Collective."""
         if self.world.is_root:
-            self.config.write(self.folder / "config.yaml")
+            self.config.write(self.folder / CONFIG)
         parameters = count_parameters(self.model)
         self.say(f"hvdkit train --divide: {self.model.name}, {parameters:,} parameters, {self.config.precision}")
         introduce(self.say, self.world, self.text, self.members)
         self.say(f"run folder: {self.folder}")
 
-        position = self._train_together("common start", self.config.steps_together, Position())
+        position = self._train_together("common start", _START, self.config.steps_together, Position())
         base = self._weights()
-        start = self._row("start", base, f"{self.config.steps_together} steps on all domains", folder="start")
+        start = self._row("start", base, f"{self.config.steps_together} steps on all domains", folder=_START)
         submodels = self._train_apart(base)
         own = [
-            self._row(f"submodel {name}", state, folder=f"submodels/{name}")
-            for name, state in zip(self.names, submodels, strict=True)
+            self._row(f"submodel {name}", state, folder=folder)
+            for name, state, folder in zip(self.names, submodels, self._submodel_folders, strict=True)
         ]
         mean = mean_row("mean of submodels", own, "of their losses, not a model")
         merged = self._merge(base, submodels)
@@ -88,9 +95,9 @@ class DivideJob:
         worth = self._shapley(submodels, start, own, merged)
         if self.config.joint:
             load_tensors(self.model, base, "the common start")
-            self._train_together("joint model", self._steps_apart, position)
+            self._train_together("joint model", _JOINT, self._steps_apart, position)
             rows.append(
-                self._row("joint model", self._weights(), "trained on as many tokens of all domains", folder="joint")
+                self._row("joint model", self._weights(), "trained on as many tokens of all domains", folder=_JOINT)
             )
         if self.world.is_root:
             conclude(self.say, self.folder, self.text, rows, worth, self.judge.unit)
@@ -126,25 +133,38 @@ class DivideJob:
     def _reporter(self, steps: int) -> Reporter:
         return Reporter(self.world.is_root, launch_info().is_launched, steps)
 
-    def _train_together(self, name: str, steps: int, start: Position) -> Position:
+    def _train_together(self, name: str, folder: str, steps: int, start: Position) -> Position:
+        batch = self._batch * len(self.names)
+        if folder in self._saved:
+            self._take_saved(name, folder)
+            return position_after(self.mixture, batch, start, steps)
         if not steps:
             broadcast_parameters(self.model.state_dict(), root_rank=0)
             return start
-        batch = self._batch * len(self.names)
         self.say(f"\n{name}: {steps} steps of {batch} sequences of all domains, {plural(self.world.size, 'rank')}")
         phase = self._phase(steps, batch)
         return train_together(self.world, phase, self.model, self.mixture, start, self._reporter(steps))
+
+    def _take_saved(self, name: str, folder: str) -> None:
+        self.say(f"\n{name}: trained before, in {self.folder / folder}")
+        load_weights(self.model, self.folder / folder)
 
     def _train_apart(self, base: State) -> list[Weights]:
         """The weights of every submodel, on all ranks. Each group trains its own, one after another, then all send."""
         trained: dict[int, Weights] = {}
         steps, beside = self._steps_apart, " (the other groups theirs)" if len(self.members) > 1 else ""
         for number in self._own_numbers():
-            ranks = plural(self.group.size(), "rank")
-            self.say(f"\nsubmodel {self.names[number]}: {steps} steps of {self._batch} sequences, {ranks}{beside}")
-            load_tensors(self.model, base, "the common start")
-            phase = self._phase(steps, self._batch)
-            train_apart(self.group, phase, self.model, self.text.training[number], self._reporter(steps))
+            name, folder = f"submodel {self.names[number]}", self._submodel_folders[number]
+            if folder in self._saved:
+                self._take_saved(name, folder)
+            else:
+                ranks = plural(self.group.size(), "rank")
+                self.say(f"\n{name}: {steps} steps of {self._batch} sequences, {ranks}{beside}")
+                load_tensors(self.model, base, "the common start")
+                phase = self._phase(steps, self._batch)
+                train_apart(self.group, phase, self.model, self.text.training[number], self._reporter(steps))
+                if self.group.rank() == 0:  # now, so that it is not lost with another group's
+                    self._save(folder)
             trained[number] = self._weights()
         for number in range(len(self.names)):
             state = trained.get(number) or {name: torch.empty_like(tensor) for name, tensor in base.items()}
@@ -199,13 +219,16 @@ class DivideJob:
         return {name: tensor.cpu().clone() for name, tensor in distinct_tensors(self.model).items()}
 
     def _row(self, name: str, state: State, note: str = "", *, folder: str) -> Row:
-        """Save a model into `folder` of the run, by rank 0, and measure it. Collective."""
-
-        def write() -> None:
-            with complete_folder(self.folder / folder) as beside:
-                write_model(beside, self.model)
-                save_tokenizer(beside, self.tokenizer)
-
+        """Measure a model, and save it into `folder` of the run if it is not there, by rank 0. Collective."""
         losses = self.judge.of_state(self.world, state)  # which puts it into the model
-        together(self.world, lambda: write() if self.world.is_root else None)
+        together(self.world, lambda: self._save(folder) if self.world.is_root else None)
         return Row(name, losses, note)
+
+    def _save(self, folder: str) -> None:
+        """The model, if it is not there."""
+        path = self.folder / folder
+        if path.is_dir():
+            return
+        with complete_folder(path) as beside:
+            write_model(beside, self.model)
+            save_tokenizer(beside, self.tokenizer)

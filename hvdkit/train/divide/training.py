@@ -3,7 +3,7 @@
 import time
 
 from hvdkit.checkpoint import seed_generators
-from hvdkit.data import Position, Samples
+from hvdkit.data import Position, Samples, ShardedSampler
 from hvdkit.models import LanguageModel
 from hvdkit.optim import DistributedOptimizer
 from hvdkit.runtime import RankGroup, World
@@ -30,6 +30,14 @@ def train_together(
     """Train `model` by all ranks, from rank 0's weights; returns how far in `samples` it came. Collective."""
     broadcast_parameters(model.state_dict(), root_rank=0)
     return _train(world, horovod().global_process_set, config, model, samples, start, reporter)
+
+
+def position_after(samples: Samples, batch: int, start: Position, steps: int) -> Position:
+    """How far in `samples` `steps` steps of `batch` sequences come from `start`."""
+    sampler = ShardedSampler(len(samples), batch, rank=0, size=1, seed=0)
+    for _ in range(steps):
+        start = sampler.following(start)
+    return start
 
 
 def _train(
