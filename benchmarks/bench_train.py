@@ -51,7 +51,7 @@ class StockAggregation:
 
     def grad_norm(self) -> Any:
         """See `Aggregation`."""
-        from hvdkit.train.aggregation import norm_of
+        from hvdkit.train.weighed_aggregation import norm_of
 
         return norm_of([gradient for _, gradient in self.gradients()])
 

@@ -28,6 +28,10 @@ class Piece:
     offset: int
     """Where it begins in the rank's part of the flat."""
 
+    def within(self, part: torch.Tensor) -> torch.Tensor:
+        """Its elements, (end - begin,), as a view of `part`, a rank's part of the flat."""
+        return part[self.offset : self.offset + self.end - self.begin]
+
 
 @dataclass(frozen=True)
 class Flat:

@@ -1,6 +1,7 @@
 """What a rank holds of a sharded model: the flats, their memory, and the pieces that its optimizer steps."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +36,25 @@ class Shard:
         if not flat.trains:
             return
         for piece in flat.pieces(rank):
-            part = storage.part[piece.offset : piece.offset + piece.end - piece.begin]
+            part = piece.within(storage.part)
             if keeps_shape:
                 part = part.view(parameters[piece.index].shape)
             target = part if has_masters and flat.dtype in _SIXTEEN_BIT else None
             stepped = part if target is None else part.float()
             self.held.append(HeldPiece(piece, nn.Parameter(stepped, requires_grad=True), target))
+
+    @contextmanager
+    def whole(self, collectives: Collectives, name: str) -> Iterator[None]:
+        """Within it this rank has the whole of the flat's parameters. Collective at stage 3."""
+        storage = self.storage
+        if not isinstance(storage, PartStorage) or storage.is_whole:
+            yield
+            return
+        storage.gather(collectives, name)
+        try:
+            yield
+        finally:
+            storage.release()
 
     def put_gradient(self, part: torch.Tensor, is_used: Callable[[int], bool]) -> None:
         """Give `part`, the sum of the gradients of this rank's part, to the pieces; added to what they have."""
@@ -48,8 +62,7 @@ class Shard:
             piece = held.piece
             if not is_used(piece.index):
                 continue
-            gradient = part[piece.offset : piece.offset + piece.end - piece.begin].view(held.tensor.shape)
-            gradient = gradient.to(held.tensor.dtype)
+            gradient = piece.within(part).view(held.tensor.shape).to(held.tensor.dtype)
             held.tensor.grad = gradient if held.tensor.grad is None else held.tensor.grad.add_(gradient)
 
     def round_masters(self) -> None:
@@ -113,15 +126,9 @@ class Shards:
 
     def full(self, index: int) -> torch.Tensor:
         """A copy of the whole parameter `index`, on every rank. Collective at stage 3."""
-        storage = self.shard_of[index].storage if index in self.shard_of else None
-        if isinstance(storage, PartStorage):
-            was_whole = storage.is_whole
-            storage.gather(self.collectives, f"{self.key}.look.{index}")
-            value = self.parameters[index].detach().clone()
-            if not was_whole:
-                storage.release()
-            return value
-        return self.parameters[index].detach().clone()
+        shard = self.shard_of.get(index)
+        with nullcontext() if shard is None else shard.whole(self.collectives, f"{self.key}.look.{index}"):
+            return self.parameters[index].detach().clone()
 
     def put_full(self, index: int, value: torch.Tensor) -> None:
         """Set parameter `index` to `value`, (its shape,), which every rank has. Not collective."""
@@ -134,8 +141,7 @@ class Shards:
         flat = value.detach().reshape(-1)
         for piece in shard.flat.pieces(shard.rank):
             if piece.index == index:
-                length = piece.end - piece.begin
-                shard.storage.part[piece.offset : piece.offset + length].copy_(flat[piece.begin : piece.end])
+                piece.within(shard.storage.part).copy_(flat[piece.begin : piece.end])
         if not isinstance(shard.storage, PartStorage | NodeStorage):
             self.parameters[index].detach().copy_(value)
         shard.read_masters()

@@ -8,8 +8,9 @@ import torch
 from hvdkit.errors import ConfigError
 from hvdkit.models import LanguageModel
 from hvdkit.runtime import World, require_world
-from hvdkit.train.aggregation import Aggregation, ShardedAggregation, WeighedAggregation
+from hvdkit.train.aggregation import Aggregation
 from hvdkit.train.config import TrainConfig
+from hvdkit.train.weighed_aggregation import WeighedAggregation
 
 Aggregate = Callable[[torch.optim.Optimizer, LanguageModel, TrainConfig], Aggregation]
 
@@ -36,6 +37,7 @@ def aggregate_with_hvdkit(optimizer: torch.optim.Optimizer, model: LanguageModel
 def _sharded(optimizer: torch.optim.Optimizer, model: LanguageModel, config: TrainConfig) -> Aggregation:
     from hvdkit.collectives import NoRoomError
     from hvdkit.sharding import shard
+    from hvdkit.train.sharded_aggregation import ShardedAggregation
 
     def cut(shares: bool) -> Any:
         stage: Any = config.sharding

@@ -13,8 +13,9 @@ import torch
 from hvdkit.local import Rounds, diloco_optimizer
 from hvdkit.models import LanguageModel
 from hvdkit.optim import DistributedOptimizer
-from hvdkit.train.aggregation import SavedState, State, WeighedAggregation
+from hvdkit.train.aggregation import SavedState, State
 from hvdkit.train.config import TrainConfig
+from hvdkit.train.weighed_aggregation import WeighedAggregation
 
 _SAME_ON_ALL = ("outer", "outer_optimizer")
 
@@ -25,7 +26,7 @@ class LocalAggregation(WeighedAggregation):
     def __init__(self, optimizer: torch.optim.Optimizer, model: LanguageModel, config: TrainConfig) -> None:
         super().__init__(optimizer)
         self._model, self._config = model, config
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = self._parameters()
         outer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=1.0)  # takes the mean of the weights
         if config.local == "diloco":
             outer = diloco_optimizer(parameters, config.outer_lr, config.outer_momentum)
@@ -51,6 +52,10 @@ class LocalAggregation(WeighedAggregation):
         if self._config.local_after:
             self._local_steps.enter_context(self.optimizer.no_sync())
         self._rounds.__enter__()
+
+    def _parameters(self) -> list[torch.Tensor]:
+        """All that the inner optimizer steps."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     @property
     def _is_distributed(self) -> bool:
@@ -80,12 +85,12 @@ class LocalAggregation(WeighedAggregation):
         if self._is_distributed:
             super().finish()
         elif self._targets:
-            gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+            gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
             torch._foreach_div_(gradients, float(self._targets))
 
     def gradients(self) -> list[tuple[str, torch.Tensor]]:
         """See `Aggregation`. In a round this rank's own."""
-        trained = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        trained = {id(parameter) for parameter in self._parameters()}
         named = [(name, p) for name, p in self._model.named_parameters() if id(p) in trained]
         return [(name, parameter.grad) for name, parameter in named if parameter.grad is not None]
 
@@ -100,9 +105,8 @@ class LocalAggregation(WeighedAggregation):
             self._targets = 0
             super().skip()
             return
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        for parameter in self._parameters():
+            parameter.grad = None
         self._targets = 0
         self.step()
 

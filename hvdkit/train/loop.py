@@ -83,9 +83,7 @@ class Loop:
             rate = self._set_learning_rate()
             window_part, step_tokens = self._one_step()
             self.aggregation.reached(self.step)
-            self._window.nats += window_part.nats
-            self._window.targets += window_part.targets
-            self._window.skipped += window_part.skipped
+            self._window.add_sum(window_part)
             tokens += step_tokens
             timed += 1
             if self.step % self.config.log_every == 0 or self.step == self.config.steps:

@@ -31,6 +31,12 @@ class LossSum:
             self.nats += float(mean_loss.detach()) * targets
             self.targets += targets
 
+    def add_sum(self, other: "LossSum") -> None:
+        """Add what another one is the sum of."""
+        self.nats += other.nats
+        self.targets += other.targets
+        self.skipped += other.skipped
+
     def mean(self) -> float:
         """Nats per target; NaN over none."""
         return self.nats / self.targets if self.targets else float("nan")

@@ -92,7 +92,7 @@ def test_adaptive_rounds_are_the_same_on_all_ranks(world: World) -> None:
         model = make_model()
         inner = adamw(model)
         with hvd.DiLoCo(model, inner, sync_every=schedule) as diloco:
-            diloco._clock.length = diloco._clock.own_length = 4
+            diloco._state.clock.length = diloco._state.clock.own_length = 4
             train(model, inner, world.rank, range(60))
             lengths[name] = [int(line.split("rounds of ")[1].split()[0]) for line in diloco.news]
             assert all(line.startswith("step ") and "drift" in line for line in diloco.news)
@@ -113,9 +113,9 @@ def test_proportional_pace(world: World) -> None:
 
     with hvd.DiLoCo(model, inner, sync_every=8, pace="proportional") as diloco:
         train(model, inner, world.rank, range(8), dawdle)
-        own = gather_objects(world, diloco._clock.own_length)
+        own = gather_objects(world, diloco._state.clock.own_length)
         train(model, inner, world.rank, range(own[world.rank]), dawdle)
-        assert diloco._clock.done == 0, "all came to the end of the second round"
+        assert diloco._state.clock.done == 0, "all came to the end of the second round"
     if world.size > 1:
         assert max(own) == 8 and 1 <= own[-1] <= 5 and own[-1] < min(own[:-1])
     else:

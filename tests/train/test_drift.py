@@ -65,7 +65,7 @@ def test_runs_that_agree_go_on(world: World, shared_path: Path, options: dict[st
 def test_the_outer_model_of_local_updates(world: World, shared_path: Path) -> None:
     job = make_job(world, shared_path, local="diloco", sync_every=50)
     if world.rank == world.size - 1:
-        change_one_bit(job.aggregation._rounds._fragments[0].outer)  # type: ignore[attr-defined]
+        change_one_bit(job.aggregation._rounds._state.fragments[0].outer)  # type: ignore[attr-defined]
     if world.size > 1:
         with pytest.raises(DivergenceError, match="step 2: parameters have drifted apart: rank"):
             job.run()

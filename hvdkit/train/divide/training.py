@@ -9,12 +9,12 @@ from hvdkit.optim import DistributedOptimizer
 from hvdkit.runtime import RankGroup, World
 from hvdkit.runtime.dropin.functions import broadcast_parameters
 from hvdkit.runtime.engine import horovod
-from hvdkit.train.aggregation import WeighedAggregation
 from hvdkit.train.building import make_optimizer
 from hvdkit.train.config import TrainConfig
 from hvdkit.train.drift import check_drift
 from hvdkit.train.loop import Loop, Progress
 from hvdkit.train.report import Reporter, duration
+from hvdkit.train.weighed_aggregation import WeighedAggregation
 
 
 def train_apart(
