@@ -71,10 +71,10 @@ class Shard:
             if held.target is not None:
                 held.target.copy_(held.tensor.detach())
 
-    def read_masters(self) -> None:
-        """The inverse, after parameters were loaded."""
+    def read_masters(self, index: int | None = None) -> None:
+        """The inverse, after parameters were loaded: all, or parameter `index` alone."""
         for held in self.held:
-            if held.target is not None:
+            if held.target is not None and index in (None, held.piece.index):
                 held.tensor.detach().copy_(held.target)
 
 
@@ -144,7 +144,7 @@ class Shards:
                 piece.within(shard.storage.part).copy_(flat[piece.begin : piece.end])
         if not isinstance(shard.storage, PartStorage | NodeStorage):
             self.parameters[index].detach().copy_(value)
-        shard.read_masters()
+        shard.read_masters(index)  # those of its neighbours may be loaded already, unrounded
 
     def bytes_held(self) -> dict[str, int]:
         """Bytes of parameters, master weights and gradients of this rank now; a node's common copy counts 1/N each."""

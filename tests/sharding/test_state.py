@@ -78,6 +78,25 @@ def test_another_stage_goes_on(world: World, before: int, after: int) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_master_weights_are_loaded_unrounded(world: World, stage: int) -> None:
+    """Of small parameters too, which lie in one flat and are loaded one after another."""
+    model, _ = make(torch.bfloat16)
+    model, optimizer = hvd.shard(model, adamw(model), stage)
+    for step in range(3):
+        optimizer.zero_grad()
+        loss_of(model, tokens_of(world, step).chunk(world.size)[world.rank]).backward()
+        optimizer.step()
+    state = hvd.full_state_dict(model, optimizer)
+    other, _ = make(torch.bfloat16)
+    other, other_optimizer = hvd.shard(other, adamw(other), stage)
+    hvd.load_full_state_dict(other, other_optimizer, state or None)
+    pairs = list(zip(optimizer.shards.held(), other_optimizer.shards.held(), strict=True))  # type: ignore[attr-defined]
+    assert any(held.target is not None and not torch.equal(held.tensor, held.target.float()) for held, _ in pairs)
+    for held, loaded in pairs:
+        torch.testing.assert_close(loaded.tensor, held.tensor, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_an_optimizer_with_state_is_cut(world: World, stage: int) -> None:
     model, reference = make()
     optimizer, plain = adamw(model), adamw(reference)
