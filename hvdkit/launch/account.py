@@ -27,9 +27,10 @@ class Account:
     began_s: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:
-        """Print one line, in one write, since ranks write there too."""
-        sys.stderr.write(f"hvdkit run: {text}\n")
-        sys.stderr.flush()
+        """Print one line, in one write, since ranks write there too. A reader who is gone ends no job."""
+        with suppress(OSError, ValueError, AttributeError):  # closed from the start: ValueError, or no object at all
+            sys.stderr.write(f"hvdkit run: {text}\n")
+            sys.stderr.flush()
 
     def note(self, event: str, **values: object) -> None:
         """Add an event to the log."""

@@ -25,7 +25,7 @@ from hvdkit.launch.everywhere import Answer, Everywhere
 from hvdkit.launch.gloo_status import is_gloo, with_ranks_status
 from hvdkit.launch.guard import Guard
 from hvdkit.launch.hosts import host_list
-from hvdkit.launch.leftovers import processes_of, session_folder
+from hvdkit.launch.leftovers import RANK_VARIABLES, processes_of, session_folder
 from hvdkit.launch.restarts import RestartPolicy, Restarts
 from hvdkit.launch.signals import ENDING, Signals
 from hvdkit.launch.site import Site
@@ -128,7 +128,8 @@ class _Job:
         program = shutil.which(command[0], path=self.site.path)
         if program is None:
             raise LaunchError(f"{command[0]} is not on PATH; `hvdkit doctor` tells what is missing")
-        environment = {**os.environ, "PATH": self.site.path, RUN_NAME: self.how.run_name, ATTEMPT: str(attempt)}
+        inherited = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+        environment = {**inherited, "PATH": self.site.path, RUN_NAME: self.how.run_name, ATTEMPT: str(attempt)}
         if not fills_allocation(wanted, self.site):  # where no other node could be asked to remove the folder
             environment |= dict.fromkeys(_FOLDER_VARIABLES, str(self.where.folder))
         self.account.say(self.show(command))
@@ -180,4 +181,6 @@ def _make_private(folder: Path) -> None:
 def _parent_folder(wanted: Wanted) -> str:
     """Of the session folder: where Open MPI would put its own. Other hosts may not have this one's TMPDIR."""
     given = next((os.environ[name] for name in _FOLDER_VARIABLES if name in os.environ), None)
+    if given and given == str(session_folder(os.environ.get(RUN_NAME, ""), os.path.dirname(given))):  # noqa: PTH120
+        given = None  # of the job that this one is started in, whose folder goes with it
     return given or ("/tmp" if wanted.hosts else tempfile.gettempdir())

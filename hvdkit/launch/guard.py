@@ -8,6 +8,7 @@ The supervisor writes the launcher's number while there is one, and `done` when 
 """
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from types import TracebackType
 
 import psutil
 
-from hvdkit.contract import RUN_NAME
+from hvdkit.contract import ATTEMPT, RUN_NAME
 from hvdkit.launch.everywhere import Everywhere
 from hvdkit.launch.hosts import host_list, parse_hosts
 from hvdkit.launch.supervise import forward
@@ -31,12 +32,15 @@ class Guard(AbstractContextManager["Guard"]):
 
     def __init__(self, job: Everywhere) -> None:
         words = [job.run_name, str(job.folder), *([host_list(job.hosts)] if job.hosts else [])]
-        # In a session of its own: what ends the supervisor's whole group must not end the guard.
+        # In a session of its own: what ends the supervisor's whole group must not end the guard. Nor must what ends a
+        # job that this one is started in, of whose name the guard is free.
+        safe = ["-P"] if sys.version_info >= (3, 11) else []  # modules of the user's folder are not for the guard
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hvdkit.launch.guard", *words],
+            [sys.executable, *safe, "-m", "hvdkit.launch.guard", *words],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
+            env={name: value for name, value in os.environ.items() if name not in (RUN_NAME, ATTEMPT)},
             start_new_session=True,
         )
 

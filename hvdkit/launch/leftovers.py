@@ -33,7 +33,8 @@ from hvdkit.contract import RUN_NAME
 
 SHARED_MEMORY = Path("/dev/shm")
 _DAEMONS = {"orted", "prted", "hydra_pmi_proxy"}
-_RANK_VARIABLES = {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "HOROVOD_RANK"}
+SHELLS = {"sh", "dash", "bash", "ksh", "zsh"}
+RANK_VARIABLES = {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "HOROVOD_RANK"}
 _GRACE_S = 10.0
 _NOTICE_S = 1.0
 _TRACKER_S = 3.0
@@ -56,13 +57,16 @@ def processes_of(run_name: str) -> list[psutil.Process]:
 
 
 def tell_ranks(run_name: str, number: int) -> int:
-    """Send a signal to the job's ranks here, and not to what they started; returns how many there were."""
-    with_rank = {process.pid: process for process, environ in _members(run_name) if _RANK_VARIABLES & environ.keys()}
+    """Send a signal to the job's ranks here, and not to what they started; returns how many there were.
+
+    A shell around a program is no rank: it would end, and leave the program without a word.
+    """
+    with_rank = {process.pid: process for process, environ in _members(run_name) if RANK_VARIABLES & environ.keys()}
     ranks = []
     for process in with_rank.values():
         with suppress(psutil.Error):
             if process.ppid() not in with_rank:
-                ranks.append(process)
+                ranks += _programs(process)
     for process in ranks:  # all known by now: the children of one that ends at once get another parent
         with suppress(psutil.Error):
             process.send_signal(number)
@@ -120,6 +124,12 @@ def _members(run_name: str) -> Iterator[tuple[psutil.Process, dict[str, str]]]:
                 environ = process.environ()
                 if environ.get(RUN_NAME) == run_name and process.status() != psutil.STATUS_ZOMBIE:
                     yield process, environ
+
+
+def _programs(process: psutil.Process) -> list[psutil.Process]:
+    """The process itself, or what it runs, if it is a shell that runs something."""
+    children = process.children() if process.name() in SHELLS else []
+    return [program for child in children for program in _programs(child)] or [process]
 
 
 def _is_tracker(process: psutil.Process) -> bool:

@@ -16,6 +16,11 @@ FORWARDED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signa
 ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
 
 
+def heeded() -> set[signal.Signals]:
+    """`FORWARDED` without what is ignored: of blocked signals, Linux keeps those as well."""
+    return {number for number in FORWARDED if signal.getsignal(number) != signal.SIG_IGN}
+
+
 class Signals(AbstractContextManager["Signals"]):
     """While entered, signals to this process are noted. For the main thread."""
 
@@ -25,9 +30,8 @@ class Signals(AbstractContextManager["Signals"]):
         """The first signal that told this process to end."""
 
     def __enter__(self) -> "Signals":
-        for number in FORWARDED:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._on_signal)
+        for number in heeded():
+            self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(
@@ -44,9 +48,9 @@ class Signals(AbstractContextManager["Signals"]):
     def pause(self, seconds: float) -> None:
         """Wait, but no longer than until a signal asks for an end."""
         deadline = time.monotonic() + seconds
-        with blocked(FORWARDED):
+        with blocked(heeded()):
             while self.told is None and (left := deadline - time.monotonic()) > 0:
-                received = signal.sigtimedwait(FORWARDED, left)
+                received = signal.sigtimedwait(heeded(), left)
                 if received is not None:
                     self.note(received.si_signo)
 

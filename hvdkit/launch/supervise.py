@@ -13,12 +13,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 
 import psutil
 
-from hvdkit.launch.signals import ENDING, FORWARDED, Signals, blocked, unblocked
-
-_SHELLS = {"sh", "dash", "bash"}
+from hvdkit.launch.keyboard import relayed_terminal
+from hvdkit.launch.leftovers import SHELLS
+from hvdkit.launch.signals import ENDING, FORWARDED, Signals, blocked, heeded, unblocked
 
 
 def run_launcher(
@@ -37,14 +38,15 @@ def run_launcher(
     it did not, and without it, the launcher gets the signal. What comes is noted in `signals`.
     """
     signals = signals or Signals()
-    watched = {*FORWARDED, signal.SIGCHLD}
-    with blocked(watched) as before:  # kept until asked for, so that none is missed
+    watched = {*heeded(), signal.SIGCHLD}
+    with blocked(watched) as before, ExitStack() as stack:  # kept until asked for, so that none is missed
         if signals.told is not None:
             return 128 + signals.told
         child = subprocess.Popen(
             command,
             executable=program,
             env=environment,
+            stdin=stack.enter_context(relayed_terminal()) if tell_ranks is not None else None,
             start_new_session=tell_ranks is not None,
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before) and None,
         )
@@ -84,7 +86,7 @@ def forward(pid: int, number: int) -> None:
     """Hand a signal to the launcher that process `pid` is, or for which it is the shell."""
     try:
         child = psutil.Process(pid)
-        for process in child.children() if child.name() in _SHELLS else [child]:
+        for process in child.children() if child.name() in SHELLS else [child]:
             process.send_signal(number)
     except psutil.NoSuchProcess:
         pass  # it has ended meanwhile, which the loop sees

@@ -30,4 +30,4 @@ def for_attempt(config: TrainConfig, launch: LaunchInfo) -> TrainConfig:
 
 def _run_folder(path: Path) -> Path:
     """Of a run folder, or of a checkpoint in one."""
-    return path if (path / "checkpoints").is_dir() else path.absolute().parent.parent
+    return path.absolute().parent.parent if path.absolute().parent.name == "checkpoints" else path

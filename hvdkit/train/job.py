@@ -181,15 +181,15 @@ class Job:
                 self.loop.step, common, own, write, model_bytes=model_bytes, validation_loss=loss
             )  # fmt: skip
 
-    def _end_if_told(self, step: int) -> None:
+    def _end_if_told(self, step: int, *, always: bool = False) -> None:
         """Save, say how to go on, and raise EndedEarlyError, if a rank was told to end.
 
         Collective wherever ranks meet anyway: after every step, with local updates after every round and report. Under
-        Gloo, where agreeing takes milliseconds and not microseconds, after every report.
+        Gloo, where agreeing takes milliseconds and not microseconds, after every report. Or `always`.
         """
         rounds = self.aggregation.meetings()
         is_cheap = self.world.comm is not None or self.world.size == 1
-        meet = (is_cheap and (rounds is None or rounds != self._rounds)) or step % self.config.log_every == 0
+        meet = always or (is_cheap and (rounds is None or rounds != self._rounds)) or step % self.config.log_every == 0
         self._rounds = rounds or 0
         if self._end is None or not meet or (signal := self._end.agreed(self.world)) is None:
             return
@@ -251,6 +251,7 @@ class Job:
                 self.world, self.model, self.held_out, self.config.batch_size,
                 batches=0 if on_all else self.config.eval_batches, autocast=self.config.precision == "bf16",
                 runs_together=self.aggregation.runs_together,
+                between=(lambda: self._end_if_told(step, always=True)) if on_all else None,
             )  # fmt: skip
         self._samples_per_s = self._part() / (time.perf_counter() - begun)
         self.validation_loss, self._evaluated_at = self._in_unit(total.mean()), step

@@ -1,6 +1,7 @@
 """The loss of a batch, and its exact mean over all ranks."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,26 +63,28 @@ def mean_loss(model: torch.nn.Module, batch: Batch, autocast: bool = False) -> t
 @torch.no_grad()
 def evaluate(
     world: World, model: LanguageModel, samples: Samples, batch_size: int, *, batches: int = 0, autocast: bool = False,
-    runs_together: bool = False,
+    runs_together: bool = False, between: Callable[[], None] | None = None,
 ) -> LossSum:  # fmt: skip
     """The loss on the first `batches` * `batch_size` samples (0 for all), divided over ranks, exact. Collective.
 
     Without backward there is room for more samples at once than `batch_size`, and small batches would be slow. With
-    `runs_together` every rank runs the model equally often, at the end perhaps for nothing.
+    `runs_together` every rank runs the model equally often, at the end perhaps for nothing. `between` is called after
+    each batch, by all ranks together.
     """
     was_training = model.training
     model.eval()
     count = min(len(samples), batches * batch_size) if batches else len(samples)
     tokens_at_once = min(_MOST_TOKENS, _MOST_LOGITS // model.vocab_size)
     at_once = max(batch_size, tokens_at_once // samples.context)
-    total, runs = LossSum(), 0
-    for indices in evaluation_indices(count, at_once, world.rank, world.size):
-        batch = samples.batch(indices)
-        total.add(mean_loss(model, batch.to(world.device), autocast), batch.n_targets)
-        runs += 1
-    if runs_together:
-        most_rows = max(1, math.ceil(count / world.size))
-        for _ in range(runs, math.ceil(most_rows / at_once)):
+    total, mine = LossSum(), iter(evaluation_indices(count, at_once, world.rank, world.size))
+    most_rows = max(1, math.ceil(count / world.size))
+    for _ in range(math.ceil(most_rows / at_once)):
+        if (indices := next(mine, None)) is not None:
+            batch = samples.batch(indices)
+            total.add(mean_loss(model, batch.to(world.device), autocast), batch.n_targets)
+        elif runs_together:
             mean_loss(model, samples.batch(np.zeros(1, dtype=np.int64)).to(world.device), autocast)
+        if between is not None:
+            between()
     model.train(was_training)
     return over_ranks(world, total)

@@ -2,16 +2,18 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from hvdkit.untrusted import parse_json
 
 
 class Metrics:
     """Appends one JSON object per line to `folder`/metrics.jsonl; numbers also go to TensorBoard if asked.
 
-    Lines of steps after `first_step` are dropped first: a run that goes on from a checkpoint makes them again. What the
-    last line says, but for the seconds, is not written again. Numbers that are not finite are null there.
+    Lines of steps after `first_step` are dropped first: a run that goes on from a checkpoint makes them again. An
+    evaluation that the last line tells of is not written again. Numbers that are not finite are null there.
     """
 
     def __init__(self, folder: Path, tensorboard: bool, first_step: int = 0) -> None:
@@ -30,7 +32,7 @@ class Metrics:
     def write(self, step: int, **values: float | int | str) -> None:
         """One line."""
         line = {"step": step, **{name: _strict(value) for name, value in values.items()}}
-        if _says(line) == _says(self._last):
+        if _subject(line) == _subject(self._last):
             return
         self._last = line
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -49,35 +51,41 @@ class Metrics:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All lines of a run."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return [item for _, item in _lines(folder / "metrics.jsonl") if item is not None]
 
 
-def _strict(value: float | int | str) -> float | int | str | None:
+def _strict(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _says(line: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name != "seconds"}
+def _subject(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a line tells of: equal for two evaluations of a step on the same text, whose rounding may differ."""
+    return line.get("step"), line.get("validation_targets"), frozenset(line)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Each line with the object that it is, None for other values; without what was being written when a run died."""
+    for line in path.read_bytes().splitlines():
+        try:
+            item = parse_json(line)
+            yield line.decode(), item if isinstance(item, dict) else None
+        except ValueError:
+            continue
 
 
 def _cut(path: Path, last_step: int) -> dict[str, Any]:
     """Drop the lines of later steps; returns the last one that stays, {} if none does."""
-    if not path.exists():
-        return {}
-    kept = []
     last: dict[str, Any] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            item = json.loads(line)
-        except ValueError:
-            continue  # the line that was being written when the run was killed
-        step = item.get("step") if isinstance(item, dict) else None
+    if not path.exists():
+        return last
+    kept = []
+    for text, item in _lines(path):
+        step = None if item is None else item.get("step")
         if not isinstance(step, int) or step <= last_step:  # someone else's lines stay
-            kept.append(line + "\n")
-            last = item if isinstance(item, dict) else {}
+            last = {name: _strict(value) for name, value in (item or {}).items()}
+            kept.append(json.dumps(last) if item is not None else text)
     beside = path.with_suffix(".part")
-    beside.write_text("".join(kept), encoding="utf-8")
+    beside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     beside.replace(path)
     return last

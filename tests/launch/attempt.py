@@ -2,8 +2,8 @@
 
 It first writes down that it is there. Deeds: `end` (with status 0), `wait` (for ever), `die` (rank 1 by SIGKILL, the
 others wait), `cue:N` (rank N dies as soon as there is a file `cue`), `exit:N` (all with status N), `save` (wait, and
-when told to end by SIGTERM or SIGUSR1, write that down and end with status 75), `deaf` (wait, ignoring SIGTERM),
-`stray` (leave a process in a session of its own, then as `die`).
+when told to end by SIGTERM, SIGUSR1 or SIGHUP, write that down and end with status 75), `deaf` (wait, ignoring
+SIGTERM), `stray` (leave a process in a session of its own, then as `die`).
 """
 
 import json
@@ -38,8 +38,8 @@ def save(number: int, frame: object) -> None:
 
 deed = deeds[min(attempt, len(deeds) - 1)]
 if deed == "save":
-    signal.signal(signal.SIGTERM, save)
-    signal.signal(signal.SIGUSR1, save)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, save)
 if deed == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 here = {"pid": os.getpid(), "name": os.environ["HVDKIT_RUN_NAME"], "parent": os.getppid(), "host": os.uname().nodename}

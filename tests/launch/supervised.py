@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ class Job:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError(f"no end after {limit_s} s: {self.process.communicate()}") from None
-        return self.process.returncode, said
+        return self.process.returncode, said or ""
 
     @property
     def run_names(self) -> set[str]:
@@ -60,20 +60,24 @@ def job(
     program: Sequence[str] = RANK,
     ranks: int = 2,
     on: Callable[..., list[str]] = lambda *words: list(words),
+    within: Callable[..., list[str]] = lambda *words: list(words),
+    environment: Mapping[str, str] | None = None,
+    **popen: Any,
 ) -> Iterator[Job]:
-    """`hvdkit run OPTIONS` of ranks that do `deeds`, one per attempt; `on` makes it a command for another host."""
-    start = [BIN / "hvdkit", "run", "-np", ranks, *options]
-    words = on(*(str(word) for word in [*start, "--", "python", *program, folder, *deeds]))
+    """`hvdkit run OPTIONS` of ranks that do `deeds`, one per attempt.
+
+    `on` makes it a command for another host, `within` makes of a rank's command another.
+    """
+    rank = within(*(str(word) for word in ["python", *program, folder, *deeds]))
+    words = on(*(str(word) for word in [BIN / "hvdkit", "run", "-np", ranks, *options, "--", *rank]))
     process = subprocess.Popen(
         words,
         cwd=ROOT,
-        env=clean_environ(PLAIN_SHELL),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        env=clean_environ(PLAIN_SHELL) | dict(environment or {}),
         text=True,
         errors="replace",
         start_new_session=True,
+        **{"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, **popen},
     )
     started = Job(process, folder)
     try:

@@ -115,6 +115,7 @@ def test_what_an_attempt_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert for_attempt(named, info(0)) is named
     assert for_attempt(named, info(1)).resume == str(tmp_path / "here"), "by then the run has gone on"
     assert for_attempt(TrainConfig(resume="here"), info(1)).resume == "here"
+    assert for_attempt(TrainConfig(resume="nowhere"), info(1)).resume == "nowhere"
     other = TrainConfig(resume="elsewhere", out="here")
     assert for_attempt(other, info(0)) == other
     assert (for_attempt(other, info(1)).resume, for_attempt(other, info(1)).out) == ("here", None)

@@ -1,14 +1,17 @@
 """A run that goes on from a checkpoint is the run that was never interrupted."""
 
 import json
+import math
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hvdkit.checkpoint import find_checkpoint, load_checkpoint
+from hvdkit.checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
 from hvdkit.contract import ATTEMPT, RUN_NAME
 from hvdkit.errors import CheckpointError, ConfigError
 from hvdkit.models import load_model
@@ -17,6 +20,7 @@ from hvdkit.runtime import World, gather_objects, launch_info
 from hvdkit.train.__main__ import read_configuration
 from hvdkit.train.attempt import for_attempt
 from hvdkit.train.config import TrainConfig
+from hvdkit.train.ending import EndedEarlyError, EndRequest
 from hvdkit.train.job import Job
 from hvdkit.train.loss import evaluate
 from tests.train.runs import configure, losses, write_text_together
@@ -113,9 +117,12 @@ def test_the_last_evaluation_is_made_up_for(world: World, shared_path: Path) -> 
     manifest = load_checkpoint(find_checkpoint(folder)).manifest
     assert manifest.validation_loss == evaluations[-2]["validation_loss"], "on as many as those before it"
     gather_objects(world, None)
-    for left in (whole, "".join(whole.splitlines(keepends=True)[:-1])):
+    for left in (
+        whole.encode(),
+        "".join(whole.splitlines(keepends=True)[:-1]).encode() + b'{"step": 3, "a": "\xed\xa0',
+    ):
         if world.is_root:
-            path.write_text(left)
+            path.write_bytes(left)
         gather_objects(world, None)
         again = run(world, read_configuration(["--resume", str(folder)]))
         assert again.loop.step == 3 and again.validation_loss == pytest.approx(job.validation_loss, abs=1e-12)
@@ -125,6 +132,32 @@ def test_the_last_evaluation_is_made_up_for(world: World, shared_path: Path) -> 
         gather_objects(world, None)
     run(world, read_configuration(["--resume", str(folder), "--out", str(shared_path / "other")]))
     assert load_checkpoint(find_checkpoint(shared_path / "other")).manifest.step == 3
+
+
+def test_a_run_is_told_to_end_in_its_last_evaluation(
+    world: World, shared_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has saved by then, and ends at once, on all ranks."""
+    data = write_text_together(world, shared_path / "text", words=6000)
+    config = configure(data, shared_path / "run", steps=2, eval_batches=1)
+    end = EndRequest()
+    job = Job(world, config, end=end)
+    said: list[str] = []
+
+    def say(text: str = "") -> None:
+        said.append(text)
+        if "evaluating on all" in text and world.rank == world.size - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(job.reporter, "say", say)
+    with end.heeded(), pytest.raises(EndedEarlyError):
+        job.run()
+    assert said[-1].startswith("SIGTERM at step 2: saved, go on with"), said
+    saved = load_checkpoint(find_checkpoint(shared_path / "run"))
+    assert saved.manifest.step == 2 and len(list_checkpoints(shared_path / "run" / "checkpoints")) == 1
+    del job  # and with it the lock on the folder
+    again = run(world, read_configuration(["--resume", str(shared_path / "run")]))
+    assert again.loop.step == 2 and math.isfinite(again.validation_loss)
 
 
 def test_what_an_attempt_left_without_a_manifest_is_in_nobodys_way(
