@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 
 _STDIN = 0
 _LOOK_S = 0.2
+_END_S = 2.0
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def relayed_terminal() -> Iterator[int | None]:
     finally:
         os.close(for_child)  # a reader that is writing ends at once
         ended.set()
-        reader.join()
+        reader.join(_END_S)
 
 
 def _relay(out: int, ended: threading.Event) -> None:
