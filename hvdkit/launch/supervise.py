@@ -5,15 +5,14 @@ ends alone and leaves the job running.
 
 Launchers that are told to end leave their ranks no time to save: Open MPI kills them a second later, horovodrun over
 Gloo five seconds later. So where the ranks can be told directly, they are, and the launcher only if the job has not
-ended `grace_s` later, or at a second signal. The launcher has a session of its own then: what a terminal or `timeout`
-sends to all of this one does not reach it.
+ended `grace_s` later, or at a second signal. The launcher has a session of its own: what a terminal or `timeout` sends
+to all of this one does not reach it, and what is typed at a terminal is handed on.
 """
 
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 
 import psutil
 
@@ -27,31 +26,29 @@ def run_launcher(
     command: Sequence[str],
     environment: Mapping[str, str],
     *,
-    signals: Signals | None = None,
-    on_start: Callable[[int], None] | None = None,
-    tell_ranks: Callable[[int], bool] | None = None,
-    grace_s: float = 0,
+    signals: Signals,
+    on_start: Callable[[int], None],
+    tell_ranks: Callable[[int], bool],
+    grace_s: float,
 ) -> int:
     """Start `program` with the words of `command` and wait for it; 128 and more for a signal, as in a shell.
 
     `on_start` gets the child's number. `tell_ranks` hands a signal to the ranks and says whether it reached one; where
-    it did not, and without it, the launcher gets the signal. What comes is noted in `signals`.
+    it did not, the launcher gets the signal. What comes is noted in `signals`.
     """
-    signals = signals or Signals()
     watched = {*heeded(), signal.SIGCHLD}
-    with blocked(watched) as before, ExitStack() as stack:  # kept until asked for, so that none is missed
+    with blocked(watched) as before, relayed_terminal() as stdin:  # kept until asked for, so that none is missed
         if signals.told is not None:
             return 128 + signals.told
         child = subprocess.Popen(
             command,
             executable=program,
             env=environment,
-            stdin=stack.enter_context(relayed_terminal()) if tell_ranks is not None else None,
-            start_new_session=tell_ranks is not None,
+            stdin=stdin,
+            start_new_session=True,
             preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before) and None,
         )
-        if on_start is not None:
-            on_start(child.pid)
+        on_start(child.pid)
         deadline: float | None = None
         while child.poll() is None:
             if deadline is None:
@@ -61,21 +58,16 @@ def run_launcher(
             if received is None:
                 deadline = None
                 forward(child.pid, signals.told or signal.SIGTERM)
-            # A terminal's Ctrl-C (a code above 0) reaches a launcher in our session without us: twice would make it cut
-            # short.
-            elif received.si_signo in FORWARDED and (received.si_code <= 0 or tell_ranks is not None):
-                number, is_first = received.si_signo, signals.told is None
+            elif received.si_signo in FORWARDED:
+                number, is_first, ends = received.si_signo, signals.told is None, received.si_signo in ENDING
                 signals.note(number)
                 # Told over ssh: programs that are started meanwhile should not inherit what is blocked here.
                 with unblocked(before):
-                    told = (number not in ENDING or is_first) and tell_ranks is not None and tell_ranks(number)
-                if told:
-                    deadline = time.monotonic() + grace_s if number in ENDING else deadline
-                else:
-                    deadline = None if number in ENDING else deadline
+                    is_told = (is_first or not ends) and tell_ranks(number)
+                if not is_told:
                     forward(child.pid, number)
-            elif received.si_signo in ENDING:
-                signals.note(received.si_signo)
+                if ends:
+                    deadline = time.monotonic() + grace_s if is_told else None
     if signals.told and child.returncode == 0:
         # horovodrun over Gloo may lose the status of ranks that it ended: two of its threads wait for the same child.
         return 128 + signals.told

@@ -110,11 +110,10 @@ def test_plain_python_is_one_rank() -> None:
 def test_a_job_that_was_ended_never_looks_finished() -> None:
     on_signal = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))"
     program = f"import signal, sys; {on_signal}; print('up', flush=True); signal.pause()"
-    watch = "import os, sys; from hvdkit.launch.supervise import run_launcher as run"
-    command = [sys.executable, "-S", "-c", program]
     process = subprocess.Popen(
-        [sys.executable, "-c", f"{watch}; sys.exit(run({sys.executable!r}, {command!r}, os.environ))"],
+        [BIN / "hvdkit", "run", "--launcher", "mpirun", "-np", "1", "--", "python", "-S", "-c", program],
         cwd=ROOT,
+        env=clean_environ(PLAIN_SHELL),
         stdout=subprocess.PIPE,
         text=True,
     )
