@@ -181,6 +181,6 @@ def _make_private(folder: Path) -> None:
 def _parent_folder(wanted: Wanted) -> str:
     """Of the session folder: where Open MPI would put its own. Other hosts may not have this one's TMPDIR."""
     given = next((os.environ[name] for name in _FOLDER_VARIABLES if name in os.environ), None)
-    if given and given == str(session_folder(os.environ.get(RUN_NAME, ""), os.path.dirname(given))):  # noqa: PTH120
+    if given and Path(given) == session_folder(os.environ.get(RUN_NAME, ""), str(Path(given).parent)):
         given = None  # of the job that this one is started in, whose folder goes with it
     return given or ("/tmp" if wanted.hosts else tempfile.gettempdir())

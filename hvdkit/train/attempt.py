@@ -17,11 +17,9 @@ def for_attempt(config: TrainConfig, launch: LaunchInfo) -> TrainConfig:
     """The configuration to use. Not collective; ranks that see one file system get the same."""
     if launch.run_name is None:
         return config
-    is_in_place = config.resume is not None and config.out is None
-    if is_in_place and config.divide is None:
-        return replace(config, resume=str(_run_folder(Path(str(config.resume))))) if launch.attempt else config
-    if is_in_place:
-        return config
+    if config.resume is not None and config.out is None:  # in place
+        has_gone_on = launch.attempt and config.divide is None
+        return replace(config, resume=str(_run_folder(Path(config.resume)))) if has_gone_on else config
     out = config.out or str(Path("runs") / launch.run_name)
     if launch.attempt and list_checkpoints(Path(out) / "checkpoints"):
         return replace(config, resume=out, out=None)

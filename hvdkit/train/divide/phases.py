@@ -45,4 +45,4 @@ def _check_as_then(config: TrainConfig, folder: Path) -> None:
     changed = [name for name in now if name not in _FREE and now[name] != then.get(name)]
     if changed:
         words = ", ".join(f"--{name.replace('_', '-')} {now[name]} (was {then.get(name)})" for name in changed)
-        raise ConfigError(f"{folder} was begun with other options: {words}; name a new folder with --out")
+        raise ConfigError(f"{folder} was begun with other options: {words}; give the same, or begin another run")
